@@ -42,8 +42,9 @@ struct obj_request {
     const char *key; /* GET, PUT: the object. LIST: the prefix of the keys. Borrowed until done. */
 
     /* GET: [off, off + len), or with suffix the last len bytes, or with len 0 the whole. A range
-     * that begins behind the end is -ERR_CORRUPT; one that ends behind it, or a suffix longer than
-     * the object, gives what there is. */
+     * that does not begin inside the object is -ERR_CORRUPT (but off 0 of an empty object gives
+     * the empty answer); one that ends behind it, or a suffix longer than the object, gives what
+     * there is. */
     uint64_t off;
     size_t len;
     bool suffix;
@@ -63,6 +64,8 @@ struct obj_request {
     const char *const *keys;
     size_t key_count;
 
+    bool background; /* merges, GC, read-ahead: goes last where requests wait for room */
+
     /* Called once, on the owner thread, never inside objstore_submit or objstore_cancel. */
     void (*done)(struct obj_request *req);
 
@@ -73,7 +76,9 @@ struct obj_request {
     uint64_t object_size;      /* GET: the size of the whole object */
     struct obj_entry *entries; /* LIST; owned by the request */
     size_t entry_count;
-    bool more; /* LIST: there are keys behind this page */
+    bool more;               /* LIST: there are keys behind this page */
+    uint64_t retry_after_us; /* below the retry layer: the store asks for this pause; 0: it said
+                                nothing */
 
     /* The store's own. */
     struct list_node node;
@@ -81,8 +86,13 @@ struct obj_request {
     void *priv;
 };
 
-/* Frees what the answer owns. The request may be used again after obj_request_init. */
+/* Frees what the answer owns and clears the answer: the request may be submitted again. */
 void obj_request_release(struct obj_request *req);
+
+const char *obj_verb_name(enum obj_verb verb); /* "get", "put", "list", "delete" */
+
+/* Bytes of a PUT's body, all parts together. */
+size_t obj_request_body_len(const struct obj_request *req);
 
 struct objstore;
 
