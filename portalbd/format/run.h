@@ -34,36 +34,53 @@ enum {
     RUN_PARTS_MAX = 4096,
     RUN_INDEX_SIZE_MAX = 64 * 1024 * 1024,
     RUN_VOLUMES_MAX = 64,
+    RUN_USAGE_MAX = 4 * 1024 * 1024, /* objects that one run references */
 };
+
+struct run_index;
 
 /* --- pages --- */
 
-/* Builds pages one entry at a time; entries come in order of sector and do not overlap. */
+/* Builds pages one entry at a time; entries come in order of sector and do not overlap. Pages name
+ * an entry's object by its number in the run's usage table (run_index.usage): `ref_index`. */
 struct run_page_builder {
     uint8_t *page; /* RUN_PAGE_SIZE bytes, borrowed */
     size_t len;
     size_t entries;
     uint64_t first_sector;
-    uint64_t next_sector;  /* behind the last entry */
-    struct map_entry last; /* for deltas */
+    uint64_t next_sector; /* behind the last entry */
+    uint64_t last_count;  /* of the last entry, for deltas */
+    uint32_t last_ref;
+    uint32_t last_end; /* off behind the last DATA entry's frames */
     uint16_t restarts[RUN_PAGE_ENTRIES_MAX / 16];
 };
 void run_page_start(struct run_page_builder *b, uint8_t *page);
-/* False when the page is full: finish it and start the next. An entry always fits an empty page. */
-bool run_page_add(struct run_page_builder *b, const struct map_entry *m);
+/* False when the page is full: finish it and start the next. An entry always fits an empty page.
+ * ref_index: of m->ref in the run's usage table; DATA only. */
+bool run_page_add(struct run_page_builder *b, const struct map_entry *m, uint32_t ref_index);
 void run_page_finish(struct run_page_builder *b); /* restart points, crc */
 
 /* Walks a page. Entries are decoded into the cursor; lens live in it. */
 struct run_page_cursor {
-    struct view page;
+    struct view page;          /* borrowed */
+    const struct run_index *x; /* borrowed */
     size_t pos;
-    size_t index;
+    size_t index; /* of the next entry */
     size_t count;
-    struct map_entry entry; /* the current one when run_page_next returned 1 */
+    size_t end; /* of the entries' bytes in the page */
+    uint64_t next_sector;
+    uint64_t last_count;
+    uint32_t last_ref;
+    uint32_t last_end;
+    bool pending;           /* seek has decoded `entry` already */
+    struct map_entry entry; /* the current one when run_page_next returned 1; its lens point into
+                               the cursor, which therefore must not be copied */
     uint16_t lens[EXTENT_FRAMES_MAX];
 };
-/* Checks the page's crc and bounds. */
-int run_page_open(struct run_page_cursor *c, struct view page, struct err *e);
+/* Checks the page's crc and bounds. The page and the index, whose tables its entries name, are
+ * borrowed until the cursor is used no more. */
+int run_page_open(struct run_page_cursor *c, const struct run_index *x, struct view page,
+                  struct err *e);
 /* Moves to the first entry whose end is > sector, so that a following run_page_next gives it. */
 int run_page_seek(struct run_page_cursor *c, uint64_t sector, struct err *e);
 /* 1: c->entry is set. 0: the page has ended. < 0: -ERR_CORRUPT. */
@@ -88,11 +105,14 @@ struct run_index {
     size_t volume_count;
     struct run_part *parts; /* owned */
     size_t part_count;
-    struct run_usage *usage; /* owned; sorted by ref */
+    struct run_usage *usage; /* owned; in the order of first use: pages name objects by their number
+                                here */
     size_t usage_count;
     uint64_t entry_count;
     struct random_id nonce;
 };
 void run_index_release(struct run_index *x);
-void run_index_encode(struct buf *out, const struct run_index *x);
+/* -ERR_OVERLOAD when it would be larger than RUN_INDEX_SIZE_MAX. */
+int run_index_encode(struct buf *out, const struct run_index *x, struct err *e);
+/* *ret is filled on success only. */
 int run_index_decode(struct run_index *ret, struct view in, struct err *e);
