@@ -1,0 +1,92 @@
+/* A volume: the writer of one append-only log on the object store, served as a block device (design
+ * in docs/architecture.md).
+ *
+ * Everything runs on the owner thread of config.env. A volume is opened, flushed, grown,
+ * checkpointed and closed by fibers; block device requests go through volume_blockdev() and
+ * complete by callback. */
+#pragma once
+
+#include "common/env.h"
+#include "portalbd/blockdev/blockdev.h"
+#include "portalbd/format/root.h"
+#include "portalbd/objstore/objstore.h"
+
+struct volume;
+
+enum volume_health {
+    VOLUME_HEALTH_OK,
+    VOLUME_HEALTH_WAITING, /* the store does not answer: I/O pauses */
+    VOLUME_HEALTH_ERROR,   /* a durable step failed for good: every write from then on is refused */
+    VOLUME_HEALTH_FENCED,  /* another writer has the volume: every request is refused with
+                              -ERR_FENCED */
+};
+
+struct volume_config {
+    struct env *env;
+    struct objstore *store; /* borrowed; a stack with a retry layer */
+    struct volume_key key;
+    uint32_t publish_epoch;
+    uint64_t journal_size;      /* bytes; 0: 64 MiB */
+    uint64_t cache_size;        /* bytes of RAM cache; 0: 64 MiB */
+    uint64_t flush_coalesce_us; /* default 0 */
+    uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */
+    uint32_t checkpoint_segments; /* 0: 256 */
+    uint32_t checkpoint_extents;  /* 0: 128k */
+    uint32_t runs_max;            /* more runs than this are merged into one; 0: 8 */
+    /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
+     * NULL. */
+    void (*on_broken)(void *arg, const struct err *why);
+    void *arg;
+};
+
+/* fiber. Opens for writing: fences every other writer. -ERR_NOT_FOUND, -ERR_FENCED (a higher
+ * publish epoch is there), -ERR_CORRUPT, -ERR_CANCELLED. */
+int volume_open(const struct volume_config *config, struct volume **ret, struct err *e);
+
+/* fiber. Opens the root that a pin holds, read-only; no epoch, journal or manifest is written. The
+ * size is the pin's. */
+int volume_open_pin(const struct volume_config *config, const struct random_id *pin,
+                    struct volume **ret, struct err *e);
+
+/* Borrowed, as long as the volume. */
+struct blockdev *volume_blockdev(struct volume *v);
+
+/* fiber. Everything acknowledged so far is in the store when it returns 0. */
+int volume_flush(struct volume *v, struct err *e);
+/* fiber. Makes it at least size_bytes (a multiple of 4096) large; the manifest is stored when it
+ * returns 0. */
+int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e);
+/* fiber. Checkpoints what is in memory now; merges runs when there are too many. */
+int volume_checkpoint(struct volume *v, struct err *e);
+/* fiber. Flush, checkpoint, closed manifest. Requests that come meanwhile are refused with
+ * -ERR_SHUTDOWN. Cancelling the fiber gives up: what is not uploaded stays in the journal. After
+ * it, whatever it returned, volume_free. */
+int volume_close(struct volume *v, struct err *e);
+
+/* Drops the volume from memory, without any effect on the store: after volume_close, or as a crash.
+ * Requests under way end with -ERR_SHUTDOWN. All fibers and store requests of the volume are
+ * cancelled; calls freed(arg) in a later turn, when nothing of it is left. */
+void volume_free(struct volume *v, void (*freed)(void *arg), void *arg);
+
+struct volume_status {
+    enum volume_health health;
+    struct err why; /* when not OK */
+    uint64_t size_bytes;
+    uint32_t block_size;
+    uint64_t epoch;
+    uint64_t manifest_number;
+    uint64_t next_seq;                   /* of the newest manifest */
+    uint64_t frontier;                   /* the last seq up to which all segments are stored */
+    uint64_t last_write;                 /* number of the last acknowledged write */
+    uint64_t durable_write;              /* ... of the last write that is in the store */
+    uint64_t journal_size, journal_used; /* bytes */
+    uint64_t unflushed_bytes;            /* acknowledged, not in the store yet */
+    uint64_t segments_in_flight;
+    uint64_t memtable_extents;
+    uint64_t run_count;
+    uint64_t cache_hits, cache_misses, cache_bytes;
+    uint64_t bytes_written, bytes_read, bytes_stored;
+    uint64_t flushes, flush_cuts, checkpoints, merges;
+    uint64_t oldest_unflushed_us; /* age of the oldest write that is not in the store */
+};
+void volume_status(struct volume *v, struct volume_status *ret);
