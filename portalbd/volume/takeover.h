@@ -4,10 +4,16 @@
 
 #include "portalbd/volume/manifest_store.h"
 
+enum {
+    SEGMENTS_WALKED_MAX =
+        8192, /* segments behind a manifest; writers stop taking writes at half of that */
+    LOG_LIST_MAX = 2 * SEGMENTS_WALKED_MAX,
+};
+
 /* The log as Open's walk visits it: data segments in the order of their numbers. */
 struct walked_segment {
     uint64_t seq;
-    uint64_t size; /* bytes of the object */
+    uint64_t size; /* bytes of the object, as far as the walk knows it: for people */
 };
 struct log_walk {
     struct walked_segment *segments; /* owned */
