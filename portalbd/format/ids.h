@@ -31,6 +31,8 @@ struct volume_key {
     char text[ID_MAX]; /* "pv-..." or "snap-..." without ".<pool>"; NUL-terminated */
 };
 
+bool volume_key_equal(const struct volume_key *a, const struct volume_key *b);
+
 enum id_kind { ID_VOLUME, ID_SNAPSHOT };
 struct parsed_id {
     enum id_kind kind;
