@@ -63,8 +63,9 @@ int frame_decode(struct view in, uint8_t *out, size_t sectors, size_t *ret_len, 
         return err_set(e, -ERR_CORRUPT, "frame: the checksum does not match");
     if (in.data[1] != 0 || load_le16(in.data + 6) != 0)
         return err_set(e, -ERR_CORRUPT, "frame: reserved bytes are set");
-    if (raw != sectors * SECTOR_SIZE)
-        return err_set(e, -ERR_CORRUPT, "frame: holds %zu bytes, not %zu", raw,
+    if (raw < sectors * SECTOR_SIZE || raw > FRAME_SECTORS_MAX * SECTOR_SIZE ||
+        raw % SECTOR_SIZE != 0)
+        return err_set(e, -ERR_CORRUPT, "frame: holds %zu bytes, %zu are wanted", raw,
                        sectors * SECTOR_SIZE);
 
     const uint8_t *payload = in.data + FRAME_HEADER_SIZE;

@@ -82,5 +82,6 @@ int segment_decode_header(struct view head, struct segment_meta *ret, struct err
  * that is not smaller or when compress is false. Returns the stored length, header included. */
 size_t frame_encode(uint8_t *out, const uint8_t *data, size_t sectors, bool compress);
 /* Decodes one frame at the start of `in` into out (room for FRAME_SECTORS_MAX sectors). Verifies
- * the checksum. The frame must hold exactly `sectors`. *ret_len: stored length. */
+ * the checksum. The frame must hold at least `sectors`: a map entry that was cut on its right no
+ * longer knows how many more its last frame has. *ret_len: stored length. */
 int frame_decode(struct view in, uint8_t *out, size_t sectors, size_t *ret_len, struct err *e);

@@ -233,8 +233,10 @@ static void test_frames(void **state) {
             assert_int_equal(frame_decode(view_of(frame, stored), out, sectors, &len, NULL), 0);
             assert_int_equal(len, stored);
             assert_memory_equal(out, data, sectors * SECTOR_SIZE);
-            size_t other = sectors == 1 ? 2 : sectors - 1;
-            assert_int_equal(frame_decode(view_of(frame, stored), out, other, &len, NULL),
+            assert_int_equal(frame_decode(view_of(frame, stored), out, 1, &len, NULL), 0);
+            if (sectors == FRAME_SECTORS_MAX)
+                continue;
+            assert_int_equal(frame_decode(view_of(frame, stored), out, sectors + 1, &len, NULL),
                              -ERR_CORRUPT);
         }
     }
