@@ -3,7 +3,10 @@
 
 #include "common/err.h"
 
-enum { CONFIG_FILE_SIZE_MAX = 1024 * 1024, CONFIG_LINE_MAX = 4096 }; /* bytes */
+enum {
+    CONFIG_FILE_SIZE_MAX = 1024 * 1024, /* bytes */
+    CONFIG_LINE_MAX = 190,              /* bytes; Debian's libinih cuts at 199 */
+};
 
 /* Calls fn for each key in turn, section "" before the first heading; strings are borrowed for the
  * call. fn returns 0 or -ERR_x and sets e; the error is wrapped with file and line. The file must

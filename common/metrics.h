@@ -74,7 +74,7 @@ static inline int64_t metrics_gauge_get(const struct metrics_gauge *g) {
     return __atomic_load_n(&g->value, __ATOMIC_RELAXED);
 }
 
-/* Counts values by size, four buckets an octave: a quantile is off by at most 19 %. */
+/* Counts values by size, four buckets an octave: a quantile is at most 25 % too high. */
 enum {
     METRICS_OCTAVES = 40,
     METRICS_BUCKETS_PER_OCTAVE = 4,
@@ -97,7 +97,7 @@ enum metrics_unit {
 };
 
 /* Results by error code, index 0 being success: printed as one series a code that was met, with the
- * label code="ok" or "not_found", ... */
+ * label code="ok", "NOT_FOUND", ... */
 enum {
     METRICS_RESULTS_ = 0,
 #define ERR_CODE(name, eno, retryable, nbd, grpc) METRICS_RESULT_##name,
