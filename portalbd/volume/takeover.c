@@ -210,7 +210,7 @@ static int fence_behind_segment(struct env *env, struct objstore *s, const struc
     }
     int rc = fiber_group_wait(&group);
     if (rc < 0)
-        err_set(e, rc, "cancelled");
+        err_set_text(e, rc, "volume %s: cancelled", v->text);
     *ret_won = false;
     *ret_next = seq + FENCE_JUMP;
     for (uint64_t i = 0; rc == 0 && i < FENCE_JUMP; i++) {

@@ -1,0 +1,38 @@
+/* A map run on the store, open for reading: lookups through the page cache. Owner thread; fibers
+ * where it says so. */
+#pragma once
+
+#include "portalbd/cache/page_cache.h"
+#include "portalbd/objstore/objstore_fiber.h"
+
+struct run_reader;
+
+/* fiber. Reads the run's index object, which lies under `volume` (the owner of its prefix). pages:
+ * shared, borrowed. */
+int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
+                    const struct volume_key *volume, const struct random_id *index_id,
+                    struct run_reader **ret, struct err *e);
+void run_reader_free(struct run_reader *r); /* when no iterator is left */
+
+/* Borrowed as long as the reader: parts, usage, table of volumes. */
+const struct run_index *run_reader_index(const struct run_reader *r);
+
+/* Walks entries in the order of sectors. entry.ref.volume indexes run_reader_index()->volumes;
+ * entry and its lens are valid until the next call. */
+struct run_iter {
+    struct run_reader *reader;
+    size_t part;
+    uint32_t page;
+    bool page_loaded;
+    uint32_t read_ahead; /* pages to load at once when walking on: 1 for lookups, more for merges */
+    uint8_t *buf;        /* owned: read_ahead pages */
+    uint32_t buf_pages;
+    struct run_page_cursor cursor;
+    struct map_entry entry;
+};
+void run_iter_init(struct run_iter *it, struct run_reader *r, uint32_t read_ahead);
+void run_iter_release(struct run_iter *it);
+/* fiber. Next run_iter_next gives the first entry that ends behind sector. */
+int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e);
+/* fiber. 1: it->entry is set; 0: the run has ended; < 0: an error. */
+int run_iter_next(struct run_iter *it, struct err *e);

@@ -1,0 +1,165 @@
+/* What the files of the engine share: the state of one open volume. Only files of portalbd/volume/
+ * include this.
+ *
+ * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · write.c journal, cuts,
+ * PUT pipeline, frontier, flush · read.c reads, block status · checkpoint.c memtable -> run ->
+ * manifest, merges, grow, close. */
+#pragma once
+
+#include "common/fiber.h"
+#include "portalbd/cache/page_cache.h"
+#include "portalbd/cache/ram_cache.h"
+#include "portalbd/volume/journal.h"
+#include "portalbd/volume/manifest_store.h"
+#include "portalbd/volume/memtable.h"
+#include "portalbd/volume/run_reader.h"
+#include "portalbd/volume/segment_build.h"
+#include "portalbd/volume/volume.h"
+
+enum {
+    FLUSH_SLOTS = WINDOW / 4,   /* of the window, only for cuts that a flush waits for */
+    CUT_AFTER_US = 1000 * 1000, /* age of the oldest write in the open segment */
+    OPEN_PIECES_MAX =
+        24 * 1024,  /* extents that the open segment may become: well below SEGMENT_EXTENTS_MAX */
+    BUILDS_MAX = 4, /* segments being built; when workers lag behind this, data goes raw */
+    BACKLOG_SEGMENTS_MAX = 4096, /* segments since the checkpoint; from here on new writes wait */
+    BACKLOG_EXTENTS_MAX = 512 * 1024, /* extents in memory; the same */
+    WAITING_AFTER_US =
+        5 * 1000 * 1000, /* a PUT this old: the health says that we wait for the store */
+};
+
+enum volume_state {
+    /*  OPEN --volume_close--> CLOSING --volume_free--> FREEING
+     *   \________ fenced_, broken_ __________/
+     *   \--write.c volume_break: a 412 or a failed durable step--> FENCED | ERROR --volume_free-->
+     * FREEING            */
+    VOL_OPEN,
+    VOL_CLOSING,
+    VOL_FENCED,
+    VOL_ERROR,
+    VOL_FREEING,
+};
+
+/* A segment between its cut and the frontier. */
+struct segment {
+    struct volume *volume;
+    struct env_job job;
+    struct segment_build build;
+    struct obj_request put;
+    char key[KEY_MAX];
+    struct view parts[3];
+    uint64_t seq;
+    uint64_t cut_us;
+    bool stored;
+};
+
+struct volume {
+    struct blockdev dev;
+    struct volume_config config;
+    struct env *env;
+    struct objstore *store;
+    enum volume_state state;
+    struct err why; /* when FENCED or ERROR */
+    bool read_only;
+    struct random_id pin; /* of a read-only volume */
+    struct manifest
+        manifest; /* the newest of ours that is stored; of a read-only volume: made from the pin */
+    uint64_t size_bytes;
+    struct env_event broken_event;
+
+    /* Writes: what is acknowledged and where it is. */
+    struct journal *journal;
+    struct memtable *active;
+    struct memtable *frozen;  /* being checkpointed, or NULL */
+    uint64_t frozen_last_seq; /* everything up to it is in frozen */
+    uint64_t frozen_last_write;
+    struct {
+        uint64_t from; /* journal position of its first record */
+        uint64_t bytes;
+        uint64_t pieces; /* an upper bound of its extents */
+        uint64_t records;
+        uint64_t first_us;
+        bool flush_wanted;
+        bool expired;
+    } open;            /* the segment that takes writes */
+    uint64_t next_seq; /* of the next cut */
+    uint64_t frontier; /* all segments up to it are stored */
+    uint64_t last_write;
+    uint64_t durable_write;
+    struct segment *window[2 * WINDOW]; /* by seq % (2 * WINDOW) */
+    unsigned builds;
+    uint64_t backlog_segments; /* behind the manifest's next_seq, and in the tail */
+    bool rotate_wanted;
+    struct list_node write_queue; /* bd_request.node: waiting for room, first come first served */
+    struct list_node
+        flush_queue; /* bd_request.node: dev_state[1] = the write that must be durable, ascending */
+    struct env_event cut_event;
+    bool cut_posted;
+    struct env_timer cut_timer;
+    struct env_timer coalesce_timer;
+    struct waitq frontier_moved; /* fibers */
+
+    /* Reads. */
+    struct ram_cache *cache;
+    struct page_cache *pages;
+    struct run_reader **runs; /* newest first, as manifest.root.runs */
+    size_t run_count;
+    struct list_node misses; /* struct read_op */
+
+    /* Checkpoints and manifests. */
+    struct fiber_mutex checkpoint_mutex;
+    struct fiber_mutex manifest_mutex;
+    bool checkpoint_started; /* a background fiber is on its way */
+
+    /* What keeps the memory alive. */
+    struct list_node fibers; /* struct volume_fiber */
+    size_t pending;          /* jobs, store requests, fibers */
+    struct env_event freed_event;
+    void (*freed)(void *arg);
+    void *freed_arg;
+
+    struct volume_status stats; /* counters only; the rest is filled by volume_status */
+};
+
+/* --- volume.c --- */
+struct volume *volume_new(const struct volume_config *config);
+/* Starts a fiber that volume_free cancels and waits for. */
+void volume_fiber_start(struct volume *v, void (*fn)(struct volume *v, void *arg), void *arg);
+/* FENCED or ERROR from now on: queued and later requests fail. Says why; only the first time
+ * counts. */
+void volume_break(struct volume *v, enum volume_state state, const struct err *why);
+/* 0, or why requests are refused in this state. */
+int volume_refusal(const struct volume *v);
+void volume_pending_done(struct volume *v);
+void volume_complete(struct bd_request *req, int rc);
+
+/* --- write.c --- */
+void write_init(struct volume *v);
+bool write_submit(struct volume *v, struct bd_request *req);
+bool flush_submit(struct volume *v, struct bd_request *req);
+void write_fail_all(struct volume *v, int rc);
+/* Waiting writes go on if there is room again. */
+void write_resume(struct volume *v);
+/* Asks for a cut as for a FLUSH. */
+void write_want_cut(struct volume *v);
+/* The next cut (now, when there is nothing to cut) ends the generation of the memtable. */
+void write_rotate(struct volume *v);
+/* fiber. Waits until everything up to this write is durable. */
+int write_wait_durable(struct volume *v, uint64_t number, struct err *e);
+
+/* --- read.c --- */
+struct read_op; /* on v->misses */
+bool read_submit(struct volume *v, struct bd_request *req);
+bool block_status_submit(struct volume *v, struct bd_request *req);
+bool prefetch_submit(struct volume *v, struct bd_request *req);
+void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count);
+
+/* --- checkpoint.c --- */
+void checkpoint_maybe_start(struct volume *v);
+int checkpoint_now(struct volume *v, struct err *e); /* fiber */
+/* fiber; manifest_mutex held. Puts m (a changed copy of v->manifest, number + 1) and makes it
+ * v->manifest; takes m over. */
+int manifest_advance(struct volume *v, struct manifest *m, struct err *e);
+
+/* --- open.c --- */
+int open_runs(struct volume *v, struct err *e); /* fiber. run readers for manifest.root.runs */
