@@ -66,7 +66,7 @@ static struct stored *make_entries(const struct run_index *x) {
             if (follow_off > SEGMENT_SIZE_MAX / 2)
                 follow_off = SEGMENT_HEADER_SIZE;
         } else {
-            m->count = 1 + rng(1 << rng(40));
+            m->count = 1 + rng(UINT64_C(1) << rng(40));
         }
         sector += m->count;
     }
