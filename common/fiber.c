@@ -268,6 +268,15 @@ int waitq_wait_for(struct env *env, struct waitq *q, uint64_t delay_us) {
     return suspend(f);
 }
 
+void waitq_wait_always(struct env *env, struct waitq *q) {
+    struct fiber *f = running(env);
+    CHECK(!f->uncancellable);
+    f->uncancellable = true;
+    list_push_back(&q->waiters, &f->wait_node);
+    (void)suspend(f);
+    f->uncancellable = false;
+}
+
 void waitq_wake_one(struct waitq *q) {
     if (!list_empty(&q->waiters))
         make_ready(list_entry(q->waiters.next, struct fiber, wait_node), 0);
@@ -306,14 +315,8 @@ int fiber_done_wait(struct env *env, struct fiber_done *d) {
 }
 
 void fiber_done_wait_always(struct env *env, struct fiber_done *d) {
-    struct fiber *f = running(env);
-    CHECK(!f->uncancellable);
-    f->uncancellable = true;
-    while (!d->done) {
-        list_push_back(&d->waiters.waiters, &f->wait_node);
-        (void)suspend(f);
-    }
-    f->uncancellable = false;
+    while (!d->done)
+        waitq_wait_always(env, &d->waiters);
 }
 
 /* fiber_run_job: the job and the flag live on the fiber's stack, hence the wait that is not
@@ -380,13 +383,8 @@ int fiber_group_wait(struct fiber_group *g) {
         return 0;
     list_for_each (&g->members, node)
         fiber_cancel(list_entry(node, struct group_member, node)->fiber);
-    struct fiber *f = running(g->env);
-    f->uncancellable = true;
-    while (!list_empty(&g->members)) {
-        list_push_back(&g->waiters.waiters, &f->wait_node);
-        (void)suspend(f);
-    }
-    f->uncancellable = false;
+    while (!list_empty(&g->members))
+        waitq_wait_always(g->env, &g->waiters);
     return rc;
 }
 

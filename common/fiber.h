@@ -47,6 +47,8 @@ bool waitq_empty(const struct waitq *q);
 int waitq_wait(struct env *env, struct waitq *q);
 /* fiber. Waits until woken or until the delay is over: -ERR_TIMEOUT. */
 int waitq_wait_for(struct env *env, struct waitq *q, uint64_t delay_us);
+/* fiber. Waits until woken, even when cancelled: for completions that borrow this fiber's stack. */
+void waitq_wait_always(struct env *env, struct waitq *q);
 /* Owner thread, any context. The woken fibers run in later turns. */
 void waitq_wake_one(struct waitq *q);
 void waitq_wake_all(struct waitq *q);

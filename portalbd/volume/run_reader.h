@@ -12,7 +12,9 @@ struct run_reader;
 int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
                     const struct volume_key *volume, const struct random_id *index_id,
                     struct run_reader **ret, struct err *e);
-void run_reader_free(struct run_reader *r); /* when no iterator is left */
+void run_reader_ref(struct run_reader *r);
+void run_reader_unref(
+    struct run_reader *r); /* the last one frees it; iterators hold none of their own */
 
 /* Borrowed as long as the reader: parts, usage, table of volumes. */
 const struct run_index *run_reader_index(const struct run_reader *r);

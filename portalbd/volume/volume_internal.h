@@ -132,6 +132,8 @@ void volume_break(struct volume *v, enum volume_state state, const struct err *w
 int volume_refusal(const struct volume *v);
 void volume_pending_done(struct volume *v);
 void volume_complete(struct bd_request *req, int rc);
+/* Says once what made a READ fail, with its place. */
+void volume_report_read_error(struct volume *v, const struct bd_request *req, const struct err *e);
 
 /* --- write.c --- */
 void write_init(struct volume *v);
