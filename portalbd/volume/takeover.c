@@ -58,23 +58,19 @@ int log_walk_listing(struct log_walk *ret, const struct obj_list *list, uint64_t
     return walk(ret, list, from, FENCE_JUMP, e);
 }
 
-static int list_log(struct obj_list *ret, struct objstore *s, const struct volume_key *v,
-                    uint64_t from, struct err *e) {
-    char prefix[KEY_MAX], after[KEY_MAX];
-    key_log_prefix(prefix, v);
-    key_log(after, v, from - 1);
-    return objstore_list(s, prefix, after, LOG_LIST_MAX, ret, e);
+int log_walk_snapshot(struct log_walk *ret, const struct obj_list *list, uint64_t from,
+                      struct err *e) {
+    return walk(ret, list, from, MUTANT("snapshot-ignores-fence-jump") ? 1 : FENCE_JUMP, e);
 }
 
-int log_walk_store(struct log_walk *ret, struct objstore *s, const struct volume_key *v,
-                   uint64_t from, struct err *e) {
-    struct obj_list list = {0};
-    int rc = list_log(&list, s, v, from, e);
-    if (rc < 0)
-        return rc;
-    rc = walk(ret, &list, from, MUTANT("snapshot-ignores-fence-jump") ? 1 : FENCE_JUMP, e);
-    obj_list_release(&list);
-    return rc;
+int log_list(struct obj_list *ret, struct objstore *s, const struct volume_key *v, uint64_t from,
+             struct err *e) {
+    char prefix[KEY_MAX], after[KEY_MAX];
+    key_log_prefix(prefix, v);
+    if (from == 1) /* no segment has number 0 */
+        return objstore_list(s, prefix, NULL, LOG_LIST_MAX, ret, e);
+    key_log(after, v, from - 1);
+    return objstore_list(s, prefix, after, LOG_LIST_MAX, ret, e);
 }
 
 int log_walk_to_root(const struct log_walk *w, struct root *root, uint64_t next_seq,
@@ -270,7 +266,7 @@ static int fence_the_log(struct env *env, struct objstore *s, const struct volum
 static int fence_and_check(struct env *env, struct objstore *s, const struct volume_key *v,
                            struct takeover *t, struct err *e) {
     struct obj_list list = {0};
-    int rc = list_log(&list, s, v, t->manifest.root.next_seq, e);
+    int rc = log_list(&list, s, v, t->manifest.root.next_seq, e);
     if (rc < 0)
         return rc;
     rc = log_walk_listing(&t->walk, &list, t->manifest.root.next_seq, e);

@@ -25,9 +25,12 @@ void log_walk_release(struct log_walk *w);
  * q + FENCE_JUMP. Pure. */
 int log_walk_listing(struct log_walk *ret, const struct obj_list *list, uint64_t from,
                      struct err *e);
-/* fiber. LIST and walk. */
-int log_walk_store(struct log_walk *ret, struct objstore *s, const struct volume_key *v,
-                   uint64_t from, struct err *e);
+/* The same walk for a snapshot's cut of a log that somebody else writes. Pure. */
+int log_walk_snapshot(struct log_walk *ret, const struct obj_list *list, uint64_t from,
+                      struct err *e);
+/* fiber. Up to LOG_LIST_MAX keys of the log from number `from` on. */
+int log_list(struct obj_list *ret, struct objstore *s, const struct volume_key *v, uint64_t from,
+             struct err *e);
 /* Appends the walked segments to a root's tail as ranges of its own volume, and sets next_seq.
  * -ERR_OVERLOAD. */
 int log_walk_to_root(const struct log_walk *w, struct root *root, uint64_t next_seq, struct err *e);
