@@ -7,15 +7,26 @@
  * lost can be settled by reading back.
  *
  * Outcomes that callers act on (rc):
- *   0             done; of a PUT: the object at that key is this body, put by this request
- *   -ERR_EXISTS   PUT: somebody else's object is there (decided by the retry layer by reading back;
- * `body` then holds what was read of it, up to OBJ_READ_BACK_MAX bytes from its start, and
- * object_size its size) -ERR_STALE    PUT: refused, then gone when read back: the outcome is
- * unknown, look again from the newest -ERR_NOT_FOUND  GET: a clean "no such key"; never a missing
- * bucket, a short body or a timeout -ERR_CORRUPT  GET: larger than size_max -ERR_CANCELLED
- * cancelled, or the store is closing; a PUT or DELETE may or may not take effect, also much later
- * Below the retry layer also: -ERR_TRANSIENT, -ERR_TIMEOUT, -ERR_DENIED, -ERR_NO_BUCKET,
- * -ERR_OVERLOAD, and a PUT's -ERR_EXISTS may be one's own. */
+ *
+ * 0: done; of a PUT: the object at that key is this body, put by this request.
+ *
+ * -ERR_EXISTS, PUT: somebody else's object is there. The retry layer decided so by reading it back:
+ * `body` holds up to OBJ_READ_BACK_MAX bytes from its start, object_size is its size.
+ *
+ * -ERR_STALE, PUT: refused, then gone when read back. The outcome is unknown: look again from the
+ * newest.
+ *
+ * -ERR_NOT_FOUND, GET: a clean "no such key"; never a missing bucket, a short body or a timeout.
+ *
+ * -ERR_CORRUPT, GET: larger than size_max, or the range does not begin inside the object.
+ *
+ * -ERR_CANCELLED: cancelled; a PUT or DELETE may or may not take effect, also much later.
+ *
+ * Below the retry layer also: -ERR_TRANSIENT, -ERR_TIMEOUT, -ERR_DENIED, -ERR_NO_BUCKET, -ERR_IO,
+ * -ERR_OVERLOAD, -ERR_CONFIG, and a PUT's -ERR_EXISTS may be one's own.
+ *
+ * Keys: 1 to OBJ_KEY_MAX bytes, no NUL, at most OBJ_KEY_DEPTH_MAX parts between slashes, none of
+ * them empty, "." or ".."; no key is another key plus "/...". */
 #pragma once
 
 #include "common/buf.h"
@@ -24,6 +35,7 @@
 
 enum {
     OBJ_KEY_MAX = 512,               /* bytes of a key, its prefix in the pool included */
+    OBJ_KEY_DEPTH_MAX = 32,          /* parts of a key */
     OBJ_LIST_MAX = 1000,             /* keys in one page of a LIST, and in one DELETE */
     OBJ_PUT_PARTS_MAX = 4096,        /* views in the body of one PUT */
     OBJ_READ_BACK_MAX = 64 * 1024,   /* bytes of an existing object that a refused PUT returns */
@@ -113,7 +125,7 @@ static inline void objstore_submit(struct objstore *store, struct obj_request *r
 }
 
 /* Makes a submitted request end soon, if it has not ended yet: normally with -ERR_CANCELLED. done
- * is still called. */
+ * is still called. May be repeated until then. */
 static inline void objstore_cancel(struct objstore *store, struct obj_request *req) {
     store->ops->cancel(store, req);
 }

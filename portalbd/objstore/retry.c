@@ -59,6 +59,11 @@ static struct retry_store *layer_of(struct objstore *store) {
     return container_of(store, struct retry_store, store);
 }
 
+/* Others may be reading the numbers (metrics). */
+static void count(uint64_t *total) {
+    __atomic_fetch_add(total, 1, __ATOMIC_RELAXED);
+}
+
 static bool is_final(int rc) {
     switch (rc) {
     case 0:
@@ -87,7 +92,7 @@ static void end(struct retry_call *c) {
 static void note_answer(struct retry_store *l) {
     if (l->state.trouble_since_us == 0)
         return;
-    l->state.trouble_since_us = 0;
+    __atomic_store_n(&l->state.trouble_since_us, 0, __ATOMIC_RELAXED);
     if (l->options.on_trouble)
         l->options.on_trouble(l->options.arg, NULL);
 }
@@ -96,7 +101,8 @@ static void note_failure(struct retry_store *l, const struct err *why) {
     err_copy(&l->state.last, why);
     if (l->state.trouble_since_us != 0)
         return;
-    l->state.trouble_since_us = MAX(env_now_us(l->store.env), UINT64_C(1));
+    __atomic_store_n(&l->state.trouble_since_us, MAX(env_now_us(l->store.env), UINT64_C(1)),
+                     __ATOMIC_RELAXED);
     if (l->options.on_trouble)
         l->options.on_trouble(l->options.arg, why);
 }
@@ -133,7 +139,7 @@ static void on_pause_over(struct env_timer *timer) {
     struct retry_call *c = container_of(timer, struct retry_call, pause);
     CHECK(c->state == PAUSING);
     c->layer->state.waiting--;
-    c->layer->state.retries_total++;
+    count(&c->layer->state.retries_total);
     start(c, c->resume);
 }
 
@@ -172,16 +178,16 @@ static void settle(struct retry_call *c) {
     struct retry_state *s = &c->layer->state;
     struct obj_request *put = c->above;
     if (c->child.rc == -ERR_NOT_FOUND) {
-        s->settled_gone_total++;
+        count(&s->settled_gone_total);
         obj_request_fail(put, -ERR_STALE, "refused, but there is no such key now");
     } else if (c->child.rc < 0) {
         take_failure(c);
     } else if (is_our_body(c)) {
-        s->settled_mine_total++;
+        count(&s->settled_mine_total);
         put->rc = 0;
         put->err = (struct err){0};
     } else {
-        s->settled_others_total++;
+        count(&s->settled_others_total);
         layer_answer_move(put, &c->child);
         obj_request_fail(put, -ERR_EXISTS, "another object is there");
     }
@@ -189,7 +195,7 @@ static void settle(struct retry_call *c) {
 }
 
 static void end_late(struct retry_call *c) {
-    c->layer->state.gave_up_total++;
+    count(&c->layer->state.gave_up_total);
     uint64_t seconds = c->layer->options.give_up_us / 1000000;
     if (c->above->rc == 0)
         obj_request_fail(c->above, -ERR_TIMEOUT, "no answer within %" PRIu64 " s", seconds);

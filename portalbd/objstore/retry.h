@@ -38,5 +38,5 @@ struct retry_state {
     uint64_t gave_up_total;        /* requests ended by give_up_us */
     size_t waiting;                /* requests that pause now */
 };
-/* Borrowed while the layer lives; owner thread. */
+/* Borrowed while the layer lives. Owner thread; the numbers also from others, atomically. */
 const struct retry_state *objstore_retry_state(const struct objstore *layer);
