@@ -137,8 +137,16 @@ $(TEST_RPC_BINS): $(BUILD)/%: $(BUILD)/obj/%.o $(TEST_HELPERS) $(CORE_LIBS) $(RP
 	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(LIBS_GRPC) $(LIBS)
 $(patsubst %.c,$(BUILD)/obj/%.o,$(TEST_RPC_SRCS)): | $(GEN_SRCS)
 
+# Programs that tests run: tests/tools/x.c is $(BUILD)/tools/x.
+TEST_TOOLS := $(patsubst tests/tools/%.c,$(BUILD)/tools/%,$(wildcard tests/tools/*.c))
+$(TEST_TOOLS): $(BUILD)/tools/%: $(BUILD)/obj/tests/tools/%.o $(TEST_HELPERS) $(CORE_LIBS) \
+		$(foreach r,$(filter node-agent/attach,$(LIB_ROOMS)),$(call room_lib,$(r)))
+	@mkdir -p $(@D)
+	@echo "  LD    $@"
+	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(LIBS)
+
 .PHONY: tests-build
-tests-build: $(TEST_BINS)
+tests-build: $(TEST_BINS) $(TEST_TOOLS)
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
