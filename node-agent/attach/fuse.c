@@ -1,0 +1,288 @@
+/* The fuse backend: a FUSE filesystem that is one regular file, mounted on the file
+ * <run_dir>/devices/<volume>, and a loop device with direct I/O over it. Works on any kernel with
+ * FUSE and loop.
+ *
+ * What is attached can be read from the kernel: mounts of type "fuse.portalbd" whose source is
+ * "portalbd:<volume>" in /proc/self/mountinfo, and the loop device whose backing file is the mount
+ * point in sysfs. The FUSE connection ends with its last descriptor, which is the daemon's: when
+ * that dies, every request fails at once, without our doing.
+ *
+ * Order of detach: the loop device first (nobody can begin anything), then the mount (the daemon
+ * sees the end), then the file. force aborts the connection before that, so that nothing of it can
+ * wait for the daemon. */
+#include "node-agent/attach/attach.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "common/buf.h"
+#include "common/mem.h"
+#include "node-agent/attach/loop_device.h"
+#include "node-agent/attach/mountinfo.h"
+
+#define FUSE_TYPE     "fuse.portalbd"
+#define SOURCE_PREFIX "portalbd:"
+
+enum { MOUNTINFO_MAX = 16 * 1024 * 1024, MAX_READ = 1024 * 1024 };
+
+_Static_assert((int)ATTACH_PATH_MAX == (int)LOOP_DEVICE_PATH_MAX, "one kind of path");
+
+struct fuse_backend {
+    struct attach_backend base;
+    char *dir; /* <run_dir>/devices, absolute and free of links: as mountinfo shows it */
+};
+
+static struct fuse_backend *fuse_of(struct attach_backend *b) {
+    return container_of(b, struct fuse_backend, base);
+}
+
+static char *file_path(struct fuse_backend *f, const char *volume) {
+    return xasprintf("%s/%s", f->dir, volume);
+}
+
+static int read_mountinfo(struct buf *ret, struct err *e) {
+    int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_from_errno(e, errno, "open /proc/self/mountinfo");
+    int rc = 0;
+    for (;;) {
+        buf_reserve(ret, 16384);
+        ssize_t n = read(fd, ret->data + ret->len, 16384);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            rc = err_from_errno(e, errno, "read /proc/self/mountinfo");
+        if (n <= 0)
+            break;
+        ret->len += (size_t)n;
+        if (ret->len > MOUNTINFO_MAX) {
+            rc = err_set(e, -ERR_OVERLOAD, "/proc/self/mountinfo has more than %d bytes",
+                         MOUNTINFO_MAX);
+            break;
+        }
+    }
+    close(fd);
+    return rc;
+}
+
+/* --- discover ----------------------------------------------------------------------------------
+ */
+
+struct collect {
+    struct fuse_backend *backend;
+    struct attach_devices *devices;
+};
+
+static bool collect_mount(void *arg, const struct mountinfo_entry *m) {
+    struct collect *c = arg;
+    const char *volume = m->source + strlen(SOURCE_PREFIX);
+    size_t dir_len = strlen(c->backend->dir);
+    if (strcmp(m->type, FUSE_TYPE) != 0 ||
+        strncmp(m->source, SOURCE_PREFIX, strlen(SOURCE_PREFIX)) != 0)
+        return true;
+    if (strncmp(m->point, c->backend->dir, dir_len) != 0 || m->point[dir_len] != '/' ||
+        strcmp(m->point + dir_len + 1, volume) != 0 || strlen(volume) >= ATTACH_VOLUME_MAX)
+        return true; /* another agent's, with a run folder of its own */
+    if (attach_devices_find(c->devices, volume) || c->devices->count >= ATTACH_DEVICES_MAX)
+        return true;
+    struct attach_device *d = &c->devices->items[c->devices->count++];
+    *d = (struct attach_device){0};
+    memcpy(d->volume, volume, strlen(volume) + 1);
+    if (loop_device_find(m->point, d->path, NULL) < 0)
+        d->path[0] = '\0';
+    return true;
+}
+
+static int fuse_discover(struct attach_backend *b, struct attach_devices *ret, struct err *e) {
+    CLEANUP_BUF struct buf text = {0};
+    int rc = read_mountinfo(&text, e);
+    if (rc < 0)
+        return rc;
+    *ret =
+        (struct attach_devices){.items = xcalloc(ATTACH_DEVICES_MAX, sizeof(struct attach_device))};
+    struct collect c = {.backend = fuse_of(b), .devices = ret};
+    mountinfo_each(buf_view(&text), collect_mount, &c);
+    return 0;
+}
+
+static int is_mounted(struct attach_backend *b, const char *volume, bool *ret_mounted,
+                      struct attach_device *ret_device, struct err *e) {
+    struct attach_devices all;
+    int rc = fuse_discover(b, &all, e);
+    if (rc < 0)
+        return rc;
+    const struct attach_device *found = attach_devices_find(&all, volume);
+    *ret_mounted = found != NULL;
+    if (found)
+        *ret_device = *found;
+    attach_devices_release(&all);
+    return 0;
+}
+
+/* --- prepare, attach, grow ----------------------------------------------------------------------
+ */
+
+static int fuse_probe(struct attach_backend *b, struct err *e) {
+    (void)b;
+    const struct {
+        const char *path, *hint;
+    } needs[] = {{"/dev/fuse", "load the module fuse"},
+                 {"/dev/loop-control", "load the module loop"}};
+    for (size_t i = 0; i < ARRAY_LEN(needs); i++)
+        if (access(needs[i].path, R_OK | W_OK) < 0)
+            return err_set(e, -ERR_UNSUPPORTED,
+                           "backend fuse: %s is not there or not ours (%s; the agent must be root)",
+                           needs[i].path, needs[i].hint);
+    return 0;
+}
+
+static int mount_file(const char *path, const char *volume, int fd, struct err *e) {
+    char options[128], source[ATTACH_VOLUME_MAX + sizeof SOURCE_PREFIX];
+    snprintf(options, sizeof options, "fd=%d,rootmode=100000,user_id=0,group_id=0,max_read=%d", fd,
+             MAX_READ);
+    snprintf(source, sizeof source, SOURCE_PREFIX "%s", volume);
+    if (mount(source, path, FUSE_TYPE, MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, options) < 0)
+        return err_from_errno(e, errno, "mount %s", path);
+    return 0;
+}
+
+static int fuse_prepare(struct attach_backend *b, const char *volume, int *ret_fd, struct err *e) {
+    struct attach_device device;
+    bool mounted;
+    int rc = is_mounted(b, volume, &mounted, &device, e);
+    if (rc < 0)
+        return rc;
+    if (mounted)
+        return err_set(e, -ERR_EXISTS, "a device of volume '%s' is there already", volume);
+    CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
+    int file = open(path, O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (file < 0)
+        return err_from_errno(e, errno, "create %s", path);
+    close(file);
+    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return err_from_errno(e, errno, "open /dev/fuse");
+    rc = mount_file(path, volume, fd, e);
+    if (rc < 0) {
+        close(fd);
+        unlink(path);
+        return rc;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static int fuse_attach(struct attach_backend *b, const char *volume, bool read_only,
+                       struct attach_device *ret, struct err *e) {
+    CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
+    int file = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW);
+    if (file < 0)
+        return err_from_errno(e, errno, "open %s", path);
+    struct statfs fs;
+    struct attach_device device = {0};
+    int rc;
+    if (fstatfs(file, &fs) < 0)
+        rc = err_from_errno(e, errno, "statfs %s", path);
+    else if (fs.f_type != 0x65735546) /* FUSE_SUPER_MAGIC: else it is the bare file under it */
+        rc = err_set(e, -ERR_NOT_FOUND, "%s is not mounted", path);
+    else
+        rc = loop_device_attach(file, volume, read_only, device.path, e);
+    close(file);
+    if (rc < 0)
+        return rc;
+    memcpy(device.volume, volume, strlen(volume) + 1);
+    *ret = device;
+    return 0;
+}
+
+static int fuse_grow(struct attach_backend *b, const char *volume, uint64_t size_bytes,
+                     struct err *e) {
+    CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
+    char loop[LOOP_DEVICE_PATH_MAX];
+    struct stat st;
+    if (stat(path, &st) < 0) /* the kernel asks the daemon: older loop drivers trust the inode */
+        return err_from_errno(e, errno, "stat %s", path);
+    int rc = loop_device_find(path, loop, e);
+    return rc < 0 ? rc : loop_device_grow(loop, size_bytes, e);
+}
+
+/* --- the end ------------------------------------------------------------------------------------
+ */
+
+/* MNT_FORCE aborts the FUSE connection, whether or not the mount can go (fs/fuse/inode.c,
+ * fuse_umount_begin). */
+static void fuse_fail(struct attach_backend *b, const char *volume) {
+    CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
+    (void)umount2(path, MNT_FORCE | UMOUNT_NOFOLLOW);
+}
+
+static int unmount(const char *path, bool force, struct err *e) {
+    int flags = UMOUNT_NOFOLLOW | (force ? MNT_FORCE | MNT_DETACH : 0);
+    if (umount2(path, flags) == 0 || errno == EINVAL || errno == ENOENT)
+        return 0;
+    if (errno == EBUSY)
+        return err_set(e, -ERR_BUSY, "%s is open by somebody", path);
+    return err_from_errno(e, errno, "unmount %s", path);
+}
+
+static int fuse_detach(struct attach_backend *b, const char *volume, bool force, struct err *e) {
+    CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
+    struct attach_device device;
+    bool mounted;
+    int rc = is_mounted(b, volume, &mounted, &device, e);
+    if (rc < 0)
+        return rc;
+    if (mounted && device.path[0]) {
+        if (force)
+            fuse_fail(b, volume);
+        rc = loop_device_detach(device.path, force, e);
+        if (rc < 0 && !force)
+            return err_wrap(e, "volume '%s'", volume);
+    }
+    if (mounted) {
+        rc = unmount(path, force, e);
+        if (rc < 0)
+            return err_wrap(e, "volume '%s'", volume);
+    }
+    if (unlink(path) < 0 && errno != ENOENT)
+        return err_from_errno(e, errno, "delete %s", path);
+    return 0;
+}
+
+static void fuse_close(struct attach_backend *b) {
+    struct fuse_backend *f = fuse_of(b);
+    free(f->dir);
+    free(f);
+}
+
+static const struct attach_ops fuse_ops = {
+    .name = "fuse",
+    .probe = fuse_probe,
+    .prepare = fuse_prepare,
+    .attach = fuse_attach,
+    .detach = fuse_detach,
+    .grow = fuse_grow,
+    .fail = fuse_fail,
+    .discover = fuse_discover,
+    .close = fuse_close,
+};
+
+int attach_fuse_open(const char *run_dir, struct attach_backend **ret, struct err *e) {
+    CLEANUP_FREE char *dir = xasprintf("%s/devices", run_dir);
+    if (mkdir(dir, 0700) < 0 && errno != EEXIST)
+        return err_from_errno(e, errno, "create %s", dir);
+    char *real = realpath(dir, NULL);
+    if (!real)
+        return err_from_errno(e, errno, "resolve %s", dir);
+    struct fuse_backend *f = NEW(struct fuse_backend);
+    f->base.ops = &fuse_ops;
+    f->dir = real;
+    *ret = &f->base;
+    return 0;
+}
