@@ -7,17 +7,19 @@
  *   read     the newest; one that is gone since the LIST is listed again, it never means "absent".
  *   prune    the newest NUMBERED_KEEP stay for ever.
  *
- * Fibers. Errors as in catalog.h. */
+ * Used by the catalog and, to read what makes a pin live, by the sweeper. Fibers. -ERR_BUSY: lost
+ * NUMBERED_ATTEMPTS_MAX races in a row. */
 #pragma once
 
-#include "portalbd/catalog/catalog.h"
+#include "portalbd/format/root.h"
+#include "portalbd/objstore/objstore_fiber.h"
 
-enum { NUMBERED_KEEP = 64 };
+enum { NUMBERED_KEEP = 64, NUMBERED_ATTEMPTS_MAX = 16 };
 
 /* *ret_n is 0 and *ret_body empty when the folder is empty. folder ends in '/'. Costs 2. */
 int numbered_newest(struct objstore *s, const char *folder, uint64_t *ret_n, struct buf *ret_body,
                     struct err *e);
-/* Only the number, 0 when there is none. Costs 1. */
+/* Only its number, 0 when the folder is empty. Costs 1. */
 int numbered_newest_number(struct objstore *s, const char *folder, uint64_t *ret_n, struct err *e);
 /* Puts record n. 0: it is stored and was the newest afterwards. -ERR_STALE: refused, or something
  * newer is there: the outcome is unknown, start over from the newest. Costs 2. */

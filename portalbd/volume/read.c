@@ -477,7 +477,7 @@ static void read_fiber(struct volume *v, void *arg) {
     }
     if (rc < 0)
         volume_report_read_error(v, req, &e);
-    volume_complete(req, volume_refusal(v) < 0 ? volume_refusal(v) : rc);
+    volume_complete(req, v->state == VOL_FENCED ? -ERR_FENCED : rc);
 }
 
 bool read_submit(struct volume *v, struct bd_request *req) {

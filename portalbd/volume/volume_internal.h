@@ -29,10 +29,9 @@ enum {
 };
 
 enum volume_state {
-    /*  OPEN --volume_close--> CLOSING --volume_free--> FREEING
-     *   \________ fenced_, broken_ __________/
-     *   \--write.c volume_break: a 412 or a failed durable step--> FENCED | ERROR --volume_free-->
-     * FREEING            */
+    /* OPEN --volume_close--> CLOSING --volume_free--> FREEING
+     * OPEN, CLOSING --volume_break, after a 412 or a failed durable step--> FENCED or ERROR
+     * --volume_free--> FREEING */
     VOL_OPEN,
     VOL_CLOSING,
     VOL_FENCED,
@@ -88,7 +87,8 @@ struct volume {
     uint64_t durable_write;
     struct segment *window[2 * WINDOW]; /* by seq % (2 * WINDOW) */
     unsigned builds;
-    uint64_t backlog_segments; /* behind the manifest's next_seq, and in the tail */
+    uint64_t backlog_segments; /* cut since the last rotation (or in the tail at open) */
+    uint64_t frozen_segments;  /* the same of the frozen generation */
     bool rotate_wanted;
     struct list_node write_queue; /* bd_request.node: waiting for room, first come first served */
     struct list_node

@@ -185,6 +185,7 @@ static void rotate(struct volume *v) {
     v->frozen_last_seq = v->next_seq - 1;
     v->frozen_last_write = v->last_write;
     v->active = memtable_new();
+    v->frozen_segments = v->backlog_segments;
     v->backlog_segments = 0;
 }
 
@@ -281,7 +282,8 @@ void write_rotate(struct volume *v) {
 
 static bool has_room(struct volume *v) {
     size_t extents = memtable_count(v->active) + (v->frozen ? memtable_count(v->frozen) : 0);
-    if (v->backlog_segments >= BACKLOG_SEGMENTS_MAX || extents >= BACKLOG_EXTENTS_MAX) {
+    if (v->backlog_segments + v->frozen_segments >= BACKLOG_SEGMENTS_MAX ||
+        extents >= BACKLOG_EXTENTS_MAX) {
         checkpoint_maybe_start(v);
         return false;
     }

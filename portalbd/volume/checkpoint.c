@@ -1,0 +1,296 @@
+/* Checkpoints: memtable -> run -> manifest; merges; everything else that puts a manifest of an open
+ * volume.
+ *
+ *   rotate at a segment boundary -> wait until the frontier has passed it -> run -> manifest
+ * (next_seq behind the boundary)
+ *
+ * I3 next_seq <= frontier + 1; a manifest's number is our last + 1, its epoch and nonce are ours.
+ * I4 A run names only segments below next_seq: its generation ended at the boundary, and all of it
+ * is stored.
+ *
+ * A checkpoint that fails half way leaves the frozen generation; the next one goes on with it. */
+#include <stdlib.h>
+
+#include "common/log.h"
+#include "portalbd/volume/run_merge.h"
+#include "portalbd/volume/volume_internal.h"
+
+enum { ENTRIES_PER_SLICE = 1024 };
+
+int manifest_advance(struct volume *v, struct manifest *m, struct err *e) {
+    CHECK(v->manifest_mutex.held);
+    CHECK(m->number == v->manifest.number + 1);
+    CHECK(m->epoch == v->manifest.epoch && random_id_equal(&m->nonce, &v->manifest.nonce));
+    CHECK(m->root.next_seq <= v->frontier + 1);
+    int rc = manifest_put(v->store, &v->config.key, m, e);
+    if (rc == -ERR_EXISTS || rc == -ERR_STALE) {
+        rc = err_set(e, -ERR_FENCED, "volume %s: manifest %llu is another writer's",
+                     v->config.key.text, (unsigned long long)m->number);
+        volume_break(v, VOL_FENCED, e);
+    }
+    if (rc < 0) {
+        manifest_release(m);
+        return rc;
+    }
+    manifest_release(&v->manifest);
+    v->manifest = *m;
+    return 0;
+}
+
+/* A copy of the newest manifest, to be changed and put. */
+static struct manifest next_manifest(struct volume *v) {
+    struct manifest m;
+    manifest_copy(&m, &v->manifest);
+    m.number++;
+    return m;
+}
+
+/* fiber. The frozen generation becomes a run. Without entries there is none: ret_run->entry_count
+ * is 0. */
+static int write_run(struct volume *v, struct root_run *ret_run, struct err *e) {
+    struct run_writer *w = run_writer_new(v->env, v->store, &v->config.key);
+    bool bottom = v->run_count == 0;
+    const struct mem_extent *x;
+    size_t n = 0;
+    int rc = 0;
+    for (uint64_t sector = 0; rc == 0 && (x = memtable_seek(v->frozen, sector)) != NULL;) {
+        CHECK(x->stored);
+        sector = x->sector + x->count;
+        struct map_entry m = mem_extent_entry(x);
+        const struct volume_key *owner =
+            m.kind == EXTENT_DATA ? &v->manifest.root.volumes[x->volume] : NULL;
+        if (!(bottom && m.kind == EXTENT_HOLE))
+            rc = run_writer_add(w, &m, owner, e);
+        if (rc == 0 && ++n % ENTRIES_PER_SLICE == 0 && fiber_yield(v->env) < 0)
+            rc = err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
+    }
+    if (rc == 0)
+        rc = run_writer_finish(w, ret_run, e);
+    run_writer_free(w);
+    return rc;
+}
+
+/* Puts a run at the front of a root's list. */
+static void prepend_run(struct root *root, const struct root_run *run) {
+    root->runs = xrealloc(root->runs, (root->run_count + 1) * sizeof *root->runs);
+    memmove(root->runs + 1, root->runs, root->run_count * sizeof *root->runs);
+    root->runs[0] = *run;
+    root->run_count++;
+    CHECK(root->run_count <= ROOT_RUNS_MAX);
+}
+
+static int open_run(struct volume *v, const struct root_run *run, struct run_reader **ret,
+                    struct err *e) {
+    return run_reader_open(v->env, v->store, v->pages, &v->manifest.root.volumes[run->index.volume],
+                           &run->index.id, ret, e);
+}
+
+int open_runs(struct volume *v, struct err *e) {
+    const struct root *root = &v->manifest.root;
+    v->runs = xcalloc(ROOT_RUNS_MAX, sizeof(struct run_reader *));
+    for (size_t i = 0; i < root->run_count; i++) {
+        int rc = open_run(v, &root->runs[i], &v->runs[i], e);
+        if (rc < 0)
+            return rc;
+        v->run_count++;
+    }
+    return 0;
+}
+
+/* fiber. Until the present generation is frozen and all of it is stored. */
+static int freeze(struct volume *v, struct err *e) {
+    if (!v->frozen && !v->rotate_wanted)
+        write_rotate(v);
+    while (!v->frozen || v->frontier < v->frozen_last_seq) {
+        if (v->state == VOL_FENCED || v->state == VOL_ERROR)
+            return err_copy(e, &v->why);
+        if (waitq_wait(v->env, &v->frontier_moved) < 0)
+            return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
+    }
+    return 0;
+}
+
+static bool nothing_to_do(const struct volume *v) {
+    return !v->frozen && v->open.records == 0 && memtable_count(v->active) == 0 &&
+           v->manifest.root.tail_count == 0 && v->next_seq == v->manifest.root.next_seq;
+}
+
+/* fiber; manifest_mutex held. */
+static int put_checkpoint(struct volume *v, struct root_run *run, struct err *e) {
+    struct run_reader *reader = NULL;
+    int rc = run->entry_count > 0 ? open_run(v, run, &reader, e) : 0;
+    if (rc < 0)
+        return rc;
+    struct manifest m = next_manifest(v);
+    m.root.tail_count = 0;
+    m.root.next_seq = v->frozen_last_seq + 1;
+    if (!random_id_is_zero(&m.journal))
+        m.last_write = v->frozen_last_write;
+    if (reader)
+        prepend_run(&m.root, run);
+    rc = manifest_advance(v, &m, e);
+    if (rc < 0) {
+        if (reader)
+            run_reader_unref(reader);
+        return rc;
+    }
+    if (reader) {
+        memmove(v->runs + 1, v->runs, v->run_count * sizeof(struct run_reader *));
+        v->runs[0] = reader;
+        v->run_count++;
+    }
+    memtable_free(v->frozen);
+    v->frozen = NULL;
+    v->frozen_segments = 0;
+    v->stats.checkpoints++;
+    return 0;
+}
+
+static int checkpoint(struct volume *v, struct err *e) {
+    if (nothing_to_do(v))
+        return 0;
+    int rc = freeze(v, e);
+    if (rc < 0)
+        return rc;
+    struct root_run run = {0};
+    rc = write_run(v, &run, e);
+    if (rc < 0)
+        return rc;
+    run.age = v->frozen_last_seq + 1;
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
+    rc = put_checkpoint(v, &run, e);
+    fiber_mutex_unlock(&v->manifest_mutex);
+    write_resume(v);
+    return rc;
+}
+
+/* fiber. All runs become one. Only checkpoints and merges change the list of runs, and both hold
+ * checkpoint_mutex. */
+static int merge_runs(struct volume *v, struct err *e) {
+    struct root_run run = {0};
+    int rc = run_merge(v->env, v->store, &v->config.key, v->runs, v->run_count, true, &run, e);
+    if (rc < 0)
+        return rc;
+    run.age = v->manifest.root.runs[0].age;
+    struct run_reader *reader = NULL;
+    rc = run.entry_count > 0 ? open_run(v, &run, &reader, e) : 0;
+    if (rc < 0)
+        return rc;
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
+    struct manifest m = next_manifest(v);
+    m.root.run_count = 0;
+    if (reader)
+        prepend_run(&m.root, &run);
+    rc = manifest_advance(v, &m, e);
+    fiber_mutex_unlock(&v->manifest_mutex);
+    if (rc < 0) {
+        if (reader)
+            run_reader_unref(reader);
+        return rc;
+    }
+    for (size_t i = 0; i < v->run_count; i++)
+        run_reader_unref(v->runs[i]);
+    v->run_count = 0;
+    if (reader)
+        v->runs[v->run_count++] = reader;
+    v->stats.merges++;
+    return 0;
+}
+
+int checkpoint_now(struct volume *v, struct err *e) {
+    if (fiber_mutex_lock(v->env, &v->checkpoint_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
+    int rc = checkpoint(v, e);
+    if (rc == 0 && v->run_count > v->config.runs_max)
+        rc = merge_runs(v, e);
+    fiber_mutex_unlock(&v->checkpoint_mutex);
+    return rc;
+}
+
+static bool is_due(const struct volume *v) {
+    return v->state == VOL_OPEN && (v->backlog_segments >= v->config.checkpoint_segments ||
+                                    memtable_count(v->active) >= v->config.checkpoint_extents);
+}
+
+static void checkpoint_fiber(struct volume *v, void *arg) {
+    (void)arg;
+    struct err e = {0};
+    int rc = 0;
+    while (rc == 0 && is_due(v))
+        rc = checkpoint_now(v, &e);
+    v->checkpoint_started = false;
+    if (rc < 0 && rc != -ERR_CANCELLED && v->state == VOL_OPEN)
+        volume_break(v, VOL_ERROR, &e);
+}
+
+void checkpoint_maybe_start(struct volume *v) {
+    if (v->checkpoint_started || !is_due(v))
+        return;
+    v->checkpoint_started = true;
+    volume_fiber_start(v, checkpoint_fiber, NULL);
+}
+
+int volume_checkpoint(struct volume *v, struct err *e) {
+    CHECK(!v->read_only);
+    return checkpoint_now(v, e);
+}
+
+int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e) {
+    if (v->read_only)
+        return err_set(e, -ERR_READ_ONLY, "a snapshot cannot grow");
+    if (size_bytes % 4096 != 0 || size_bytes / SECTOR_SIZE > SECTORS_MAX)
+        return err_set(e, -ERR_INVALID,
+                       "%llu bytes: a volume's size is a multiple of 4096, at most 2^60",
+                       (unsigned long long)size_bytes);
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "growing was cancelled");
+    int rc = 0;
+    if (size_bytes > v->size_bytes) {
+        struct manifest m = next_manifest(v);
+        m.size_bytes = size_bytes;
+        rc = manifest_advance(v, &m, e);
+        if (rc == 0)
+            rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
+        if (rc == -ERR_FENCED)
+            volume_break(v, VOL_FENCED, e);
+        if (rc == 0)
+            v->size_bytes = size_bytes;
+    }
+    fiber_mutex_unlock(&v->manifest_mutex);
+    return rc;
+}
+
+/* fiber. The last manifest of a clean close. */
+static int put_closed(struct volume *v, struct err *e) {
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "closing was cancelled");
+    struct manifest m = next_manifest(v);
+    m.closed = true;
+    int rc = manifest_advance(v, &m, e);
+    fiber_mutex_unlock(&v->manifest_mutex);
+    return rc;
+}
+
+int volume_close(struct volume *v, struct err *e) {
+    if (v->state == VOL_FENCED || v->state == VOL_ERROR)
+        return err_copy(e, &v->why);
+    CHECK(v->state == VOL_OPEN);
+    v->state = VOL_CLOSING;
+    if (v->read_only)
+        return 0;
+    int rc = 0;
+    while (rc == 0 && !list_empty(&v->write_queue)) /* these were accepted before */
+        rc = write_wait_durable(v, v->durable_write + 1, e);
+    if (rc == 0)
+        rc = write_wait_durable(v, v->last_write, e);
+    if (rc == 0)
+        rc = checkpoint_now(v, e);
+    if (rc == 0)
+        rc = put_closed(v, e);
+    if (rc == 0)
+        log_info("volume closed", LOG_STR("volume", v->config.key.text),
+                 LOG_U64("manifest", v->manifest.number));
+    return rc;
+}
