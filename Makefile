@@ -2,10 +2,15 @@
 #
 #   BUILD=dir      where everything goes (build)          SAN=address,undefined | thread   sanitizers
 #   CC=gcc|clang   the compiler                           WERROR=1   warnings are errors    MUTANTS=1  deliberate bugs
+#   ONLY=regex     of the tests, those whose name matches  SEEDS=n SEED=n   of the simulator  V=1  show commands
+#
+# Sources are discovered: a room (a folder of *.c) becomes an archive, tests/unit/<room>/test_x.c a program that is
+# linked against its room and those before it in ROOMS.
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
 SHELL := /bin/bash
 
 BUILD   ?= build
@@ -13,9 +18,28 @@ CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN     ?=
 WERROR  ?=
 MUTANTS ?=
+SEEDS   ?= 200
+SEED    ?=
+ONLY    ?=
+Q       := $(if $(V),,@)
 VERSION := $(shell cat VERSION 2>/dev/null || echo 0.1.0)
 
-# --- flags --------------------------------------------------------------------------------------------------------
+# --- packages: make installs what is missing first, then reads this file again ----------------------------------------
+
+.PHONY: deps
+deps: ## install missing Debian packages and Go tools (root), or print the command
+	tools/deps
+	tests/tools/get-tools.sh $(BUILD)/tools
+
+$(BUILD)/deps.mk: tools/packages.txt tools/deps
+	@tools/deps
+	@mkdir -p $(@D)
+	@touch $@
+ifneq ($(filter-out clean help deps,$(or $(MAKECMDGOALS),all)),)
+include $(BUILD)/deps.mk
+endif
+
+# --- flags ------------------------------------------------------------------------------------------------------------
 
 PKGS     := libuv libcurl libcrypto expat liblz4 libisal jansson inih libmicrohttpd mount blkid libprotobuf-c
 PKGS_GRPC := grpc_unsecure
@@ -25,14 +49,16 @@ CFLAGS_ALL := -std=gnu11 $(OPT) -g -fno-omit-frame-pointer -D_GNU_SOURCE -DPORTA
 	$(if $(WERROR),-Werror) $(if $(MUTANTS),-DMUTANTS) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all) \
 	-I. -isystem $(BUILD)/gen $(CFLAGS)
 LDFLAGS_ALL := $(if $(SAN),-fsanitize=$(SAN)) -pthread -Wl,--as-needed $(LDFLAGS)
-LIBS      = $(shell pkg-config --libs $(PKGS)) -lm
-LIBS_GRPC = $(shell pkg-config --libs $(PKGS_GRPC)) -lgpr
+# Asked for once, and only when something is linked.
+LIBS      = $(eval LIBS := $(shell pkg-config --libs $(PKGS)) -lm)$(LIBS)
+LIBS_GRPC = $(eval LIBS_GRPC := $(shell pkg-config --libs $(PKGS_GRPC)) -lgpr)$(LIBS_GRPC)
 
-# --- rooms: a folder of sources is an archive ------------------------------------------------------------------------
+# --- rooms ------------------------------------------------------------------------------------------------------------
 
-ROOMS := common portalbd/objstore portalbd/format portalbd/cache portalbd/volume portalbd/catalog portalbd/blockdev \
-	portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon node-agent node-agent/attach csi/rpc csi csi/mount
+ROOMS := common portalbd/objstore portalbd/blockdev portalbd/format portalbd/cache portalbd/volume portalbd/catalog \
+	portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon node-agent/attach node-agent csi/rpc csi/mount csi
 MAINS := portalbd/daemon/portalbd.c portalbd/daemon/portalctl.c node-agent/node_agent.c csi/csi_driver.c
+RPC_FOLDERS := csi csi/% node-agent node-agent/%
 PROTOS := csi agent
 WKTS := google/protobuf/timestamp google/protobuf/wrappers google/protobuf/descriptor
 
@@ -40,54 +66,44 @@ room_srcs = $(filter-out $(MAINS),$(wildcard $(1)/*.c))
 room_objs = $(patsubst %.c,$(BUILD)/obj/%.o,$(call room_srcs,$(1)))
 room_lib  = $(BUILD)/lib/$(subst /,_,$(1)).a
 LIB_ROOMS := $(foreach r,$(ROOMS),$(if $(call room_srcs,$(r)),$(r)))
-RPC_ROOMS := $(filter csi csi/% node-agent node-agent/%,$(LIB_ROOMS))
+RPC_ROOMS := $(filter $(RPC_FOLDERS),$(LIB_ROOMS))
 CORE_ROOMS := $(filter-out $(RPC_ROOMS),$(LIB_ROOMS))
 CORE_LIBS := $(foreach r,$(CORE_ROOMS),$(call room_lib,$(r)))
 RPC_LIBS  := $(foreach r,$(RPC_ROOMS),$(call room_lib,$(r)))
+SUPPORT_LIB := $(BUILD)/lib/tests_support.a
 
+define archive
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+endef
 define room_rule
 $(call room_lib,$(1)): $(call room_objs,$(1))
-	@mkdir -p $$(@D)
-	@rm -f $$@
-	@ar rcs $$@ $$^
+	$$(archive)
 endef
 $(foreach r,$(LIB_ROOMS),$(eval $(call room_rule,$(r))))
+$(SUPPORT_LIB): $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/support/*.c))
+	$(archive)
+
+# --- generated code: csi.proto, agent.proto and the well-known types that they use ------------------------------------
 
 GEN_SRCS := $(foreach p,$(PROTOS),$(if $(wildcard proto/$(p).proto),$(BUILD)/gen/$(p).pb-c.c)) \
 	$(patsubst %,$(BUILD)/gen/%.pb-c.c,$(WKTS))
-GEN_OBJS := $(patsubst %.c,%.o,$(GEN_SRCS))
 GEN_LIB  := $(BUILD)/lib/gen.a
 
-# --- programs --------------------------------------------------------------------------------------------------------
-
-PROGRAMS := $(if $(wildcard portalbd/daemon/portalbd.c),portalbd) $(if $(wildcard portalbd/daemon/portalctl.c),portalctl) \
-	$(if $(wildcard node-agent/node_agent.c),node-agent) $(if $(wildcard csi/csi_driver.c),portalbd-csi)
-BINS := $(patsubst %,$(BUILD)/bin/%,$(PROGRAMS))
-
-.PHONY: all
-all: $(BINS) ## build every program into $(BUILD)/bin
-
-define link_core
+$(BUILD)/gen/google/%.pb-c.c: /usr/include/google/%.proto
 	@mkdir -p $(@D)
-	@echo "  LD    $@"
-	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LIBS)
-endef
-define link_rpc
+	$(Q)cd /usr/include && protoc-c --c_out=$(abspath $(BUILD)/gen) google/$*.proto
+$(BUILD)/gen/%.pb-c.c: proto/%.proto
 	@mkdir -p $(@D)
-	@echo "  LD    $@"
-	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LIBS_GRPC) $(LIBS)
-endef
+	@echo "  PROTO $<"
+	$(Q)protoc-c -Iproto -I/usr/include --c_out=$(BUILD)/gen $<
+$(BUILD)/gen/%.pb-c.o: $(BUILD)/gen/%.pb-c.c | $(GEN_SRCS)
+	$(Q)$(CC) -std=gnu11 $(OPT) -g $(if $(SAN),-fsanitize=$(SAN)) -w -I$(BUILD)/gen -c -o $@ $<
+$(GEN_LIB): $(GEN_SRCS:.c=.o)
+	$(archive)
 
-$(BUILD)/bin/portalbd: $(BUILD)/obj/portalbd/daemon/portalbd.o $(CORE_LIBS)
-	$(link_core)
-$(BUILD)/bin/portalctl: $(BUILD)/obj/portalbd/daemon/portalctl.o $(CORE_LIBS)
-	$(link_core)
-$(BUILD)/bin/node-agent: $(BUILD)/obj/node-agent/node_agent.o $(CORE_LIBS) $(RPC_LIBS) $(GEN_LIB)
-	$(link_rpc)
-$(BUILD)/bin/portalbd-csi: $(BUILD)/obj/csi/csi_driver.o $(CORE_LIBS) $(RPC_LIBS) $(GEN_LIB)
-	$(link_rpc)
-
-# --- objects ---------------------------------------------------------------------------------------------------------
+# --- objects ----------------------------------------------------------------------------------------------------------
 
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
@@ -98,58 +114,115 @@ FORCE:
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  CC    $<"
-	@$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
-# Only these rooms see generated code; it must be there before they compile.
-RPC_OBJS := $(foreach r,csi/rpc csi csi/mount node-agent node-agent/attach,$(call room_objs,$(r))) \
-	$(BUILD)/obj/csi/csi_driver.o $(BUILD)/obj/node-agent/node_agent.o
-$(RPC_OBJS): | $(GEN_SRCS)
+# These see generated code, which must be there before they compile.
+$(foreach r,$(RPC_ROOMS),$(call room_objs,$(r))): | $(GEN_SRCS)
+$(BUILD)/obj/csi/csi_driver.o $(BUILD)/obj/node-agent/node_agent.o: | $(GEN_SRCS)
 
-$(BUILD)/gen/google/%.pb-c.c: /usr/include/google/%.proto
+define link
 	@mkdir -p $(@D)
-	@cd /usr/include && protoc-c --c_out=$(abspath $(BUILD)/gen) google/$*.proto
-$(BUILD)/gen/%.pb-c.c: proto/%.proto
-	@mkdir -p $(@D)
-	@echo "  PROTO $<"
-	@protoc-c -Iproto -I/usr/include --c_out=$(BUILD)/gen $<
-$(BUILD)/gen/%.pb-c.o: $(BUILD)/gen/%.pb-c.c | $(GEN_SRCS)
-	@$(CC) -std=gnu11 $(OPT) -g $(if $(SAN),-fsanitize=$(SAN)) -w -I$(BUILD)/gen -c -o $@ $<
-$(GEN_LIB): $(GEN_OBJS)
-	@mkdir -p $(@D)
-	@rm -f $@
-	@ar rcs $@ $^
+	@echo "  LD    $@"
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group \
+		$(if $(filter $(RPC_LIBS),$^),$(LIBS_GRPC)) $(LIBS)
+endef
 
-# --- tests: tests/unit/<path>/test_<file>.c is a cmocka program each ---------------------------------------------------
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+PROGRAMS := $(if $(wildcard portalbd/daemon/portalbd.c),portalbd) $(if $(wildcard portalbd/daemon/portalctl.c),portalctl) \
+	$(if $(wildcard node-agent/node_agent.c),node-agent) $(if $(wildcard csi/csi_driver.c),portalbd-csi)
+
+.PHONY: all run
+all: $(patsubst %,$(BUILD)/bin/%,$(PROGRAMS)) ## build every program into build/bin
+run: all ## a volume's whole life through CSI; STORE=s3://bucket/prefix for a real store, KEEP=1 keeps it mounted
+	@PORTALBD_BUILD=$(abspath $(BUILD)) tools/run
+
+$(BUILD)/bin/portalbd: $(BUILD)/obj/portalbd/daemon/portalbd.o $(CORE_LIBS)
+	$(link)
+$(BUILD)/bin/portalctl: $(BUILD)/obj/portalbd/daemon/portalctl.o $(CORE_LIBS)
+	$(link)
+$(BUILD)/bin/node-agent: $(BUILD)/obj/node-agent/node_agent.o $(CORE_LIBS) $(RPC_LIBS) $(GEN_LIB)
+	$(link)
+$(BUILD)/bin/portalbd-csi: $(BUILD)/obj/csi/csi_driver.o $(CORE_LIBS) $(RPC_LIBS) $(GEN_LIB)
+	$(link)
+
+# --- tests ------------------------------------------------------------------------------------------------------------
 
 TEST_SRCS := $(shell find tests/unit tests/conformance tests/golden -name 'test_*.c' 2>/dev/null)
-TEST_RPC_SRCS := $(filter tests/unit/csi/% tests/unit/node-agent/%,$(TEST_SRCS))
 TEST_BINS := $(patsubst %.c,$(BUILD)/%,$(TEST_SRCS))
-TEST_RPC_BINS := $(patsubst %.c,$(BUILD)/%,$(TEST_RPC_SRCS))
-TEST_HELPERS := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/support/*.c))
+UNIT_BINS := $(filter $(BUILD)/tests/unit/%,$(TEST_BINS))
+TEST_TOOLS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c))
+SIM_OBJS  := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/sim/*.c))
+SIM       := $(if $(wildcard tests/sim/sim.c),$(BUILD)/tests/sim/sim)
+GO_TOOLS  := $(patsubst tests/tools/%/go.mod,$(BUILD)/tools/%,$(wildcard tests/tools/*/go.mod))
 
-$(filter-out $(TEST_RPC_BINS),$(TEST_BINS)): $(BUILD)/%: $(BUILD)/obj/%.o $(TEST_HELPERS) $(CORE_LIBS)
-	@mkdir -p $(@D)
-	@echo "  LD    $@"
-	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(LIBS)
-$(TEST_RPC_BINS): $(BUILD)/%: $(BUILD)/obj/%.o $(TEST_HELPERS) $(CORE_LIBS) $(RPC_LIBS) $(GEN_LIB)
-	@mkdir -p $(@D)
-	@echo "  LD    $@"
-	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(LIBS_GRPC) $(LIBS)
-$(patsubst %.c,$(BUILD)/obj/%.o,$(TEST_RPC_SRCS)): | $(GEN_SRCS)
+# The rooms up to the last one whose folder the test stands in; all of them for other tests.
+rooms_upto = $(if $(2),$(firstword $(2)) $(if $(filter $(1),$(firstword $(2))),,$(call rooms_upto,$(1),$(wordlist 2,99,$(2)))))
+test_room  = $(lastword $(foreach r,$(LIB_ROOMS),$(if $(filter tests/unit/$(r)/%,$(1)),$(r))))
+test_rooms = $(if $(call test_room,$(1)),$(call rooms_upto,$(call test_room,$(1)),$(LIB_ROOMS)),$(CORE_ROOMS))
+define test_rule
+$(BUILD)/$(1): $(BUILD)/obj/$(1).o $(SUPPORT_LIB) $(foreach r,$(2),$(call room_lib,$(r))) $(if $(filter $(RPC_FOLDERS),$(2)),$(GEN_LIB))
+	$$(link) -lcmocka
+$(if $(filter $(RPC_FOLDERS),$(2)),$(BUILD)/obj/$(1).o: | $(GEN_SRCS))
+endef
+$(foreach t,$(TEST_SRCS:.c=),$(eval $(call test_rule,$(t),$(call test_rooms,$(t).c))))
 
-# Programs that tests run: tests/tools/x.c is $(BUILD)/tools/x.
-TEST_TOOLS := $(patsubst tests/tools/%.c,$(BUILD)/tools/%,$(wildcard tests/tools/*.c))
-$(TEST_TOOLS): $(BUILD)/tools/%: $(BUILD)/obj/tests/tools/%.o $(TEST_HELPERS) $(CORE_LIBS) \
-		$(foreach r,$(filter node-agent/attach,$(LIB_ROOMS)),$(call room_lib,$(r)))
-	@mkdir -p $(@D)
-	@echo "  LD    $@"
-	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(LIBS)
+$(TEST_TOOLS): $(BUILD)/%: $(BUILD)/obj/%.o $(SUPPORT_LIB) $(CORE_LIBS)
+	$(link)
+$(BUILD)/tests/sim/sim: $(SIM_OBJS) $(SUPPORT_LIB) $(CORE_LIBS)
+	$(link)
 
-.PHONY: tests-build
-tests-build: $(TEST_BINS) $(TEST_TOOLS)
+$(BUILD)/tools/ready: tests/tools/get-tools.sh
+	@tests/tools/get-tools.sh $(BUILD)/tools
+	@touch $@
+define go_tool_rule
+$(BUILD)/tools/$(1): $(wildcard tests/tools/$(1)/*) | $(BUILD)/tools/ready
+	@echo "  GO    $$@"
+	$(Q)cd tests/tools/$(1) && CGO_ENABLED=0 GOFLAGS=-buildvcs=false $(abspath $(BUILD))/tools/go build -o $$(abspath $$@) .
+endef
+$(foreach t,$(notdir $(GO_TOOLS)),$(eval $(call go_tool_rule,$(t))))
+
+SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))")
+INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
+SANITY      := $(sort $(wildcard tests/conformance/test_sanity*.sh))
+RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY)')
+
+.PHONY: tests-build test test-unit test-sim test-integration sanity asan tsan bench
+tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM)
+test: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## every test
+	@$(RUN_TESTS) $(SIM_RUN) $(SANITY) $(INTEGRATION) $(TEST_BINS)
+test-unit: $(TEST_BINS) ## unit, conformance and golden tests
+	@$(RUN_TESTS) $(TEST_BINS)
+test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone
+	@$(if $(SEED),$(SIM) --seed $(SEED) --seeds $(if $(filter command,$(origin SEEDS)),$(SEEDS),1),$(RUN_TESTS) $(SIM_RUN))
+test-integration: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## whole programs, on a real S3 server
+	@$(RUN_TESTS) $(INTEGRATION)
+sanity: all $(BUILD)/tools/ready ## csi-sanity
+	@$(RUN_TESTS) $(SANITY)
+asan: ## every test under the address and undefined behaviour sanitizers, in build-asan
+	@$(MAKE) --no-print-directory BUILD=build-asan SAN=address,undefined test
+tsan: ## unit tests under the thread sanitizer, in build-tsan
+	@$(MAKE) --no-print-directory BUILD=build-tsan SAN=thread test-unit
+bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
+	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
+
+# --- lint -------------------------------------------------------------------------------------------------------------
+
+.PHONY: lint lint-quick lint-analyzer
+lint: lint-quick lint-analyzer ## everything that a tool can check
+lint-quick: $(foreach r,format cache volume catalog,$(if $(filter portalbd/$(r),$(LIB_ROOMS)),$(call room_lib,portalbd/$(r))))
+	@tools/check-format
+	@tools/check-layers $^
+	@tools/check-tidy
+	@shellcheck --external-sources --source-path=SCRIPTDIR $$(tools/list-scripts)
+lint-analyzer: | $(GEN_SRCS)
+	@tools/check-analyzer '$(CFLAGS_ALL)'
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
-.PHONY: clean
+.PHONY: clean help
 clean: ## remove everything that was built
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) $(filter build-%,$(wildcard build-*))
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
+	@sed -n '3,5s/^#//p' $(firstword $(MAKEFILE_LIST))
