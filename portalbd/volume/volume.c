@@ -115,9 +115,9 @@ void volume_break(struct volume *v, enum volume_state state, const struct err *w
         return;
     v->state = state;
     v->why = *why;
-    log_error(state == VOL_FENCED ? "volume fenced: this daemon writes no more"
-                                  : "volume failed: writes are refused",
-              LOG_STR("volume", v->config.key.text), LOG_ERR(why));
+    log_error("volume broken: from now on its requests are refused",
+              LOG_STR("volume", v->config.key.text), LOG_BOOL("fenced", state == VOL_FENCED),
+              LOG_ERR(why));
     v->pending++;
     env_post(v->env, &v->broken_event);
     write_fail_all(v, volume_refusal(v));
@@ -150,7 +150,7 @@ struct volume *volume_new(const struct volume_config *config) {
         .ops = &volume_ops, .block_size_min = SECTOR_SIZE, .block_size_preferred = 4096};
     v->active = memtable_new();
     v->cache = ram_cache_new(c->cache_size);
-    v->pages = page_cache_new(c->env, PAGE_CACHE_SIZE);
+    v->pages = page_cache_new(c->env, c->store, PAGE_CACHE_SIZE);
     list_init(&v->misses);
     list_init(&v->fibers);
     fiber_mutex_init(&v->checkpoint_mutex);
