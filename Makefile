@@ -56,9 +56,9 @@ LIBS_GRPC = $(eval LIBS_GRPC := $(shell pkg-config --libs $(PKGS_GRPC)) -lgpr)$(
 # --- rooms ------------------------------------------------------------------------------------------------------------
 
 ROOMS := common portalbd/objstore portalbd/blockdev portalbd/format portalbd/cache portalbd/volume portalbd/catalog \
-	portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon node-agent/attach node-agent csi/rpc csi/mount csi
+	portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon node-agent/attach csi/mount csi/rpc node-agent csi
 MAINS := portalbd/daemon/portalbd.c portalbd/daemon/portalctl.c node-agent/node_agent.c csi/csi_driver.c
-RPC_FOLDERS := csi csi/% node-agent node-agent/%
+RPC_FOLDERS := csi csi/rpc node-agent
 PROTOS := csi agent
 WKTS := google/protobuf/timestamp google/protobuf/wrappers google/protobuf/descriptor
 
@@ -148,29 +148,31 @@ $(BUILD)/bin/portalbd-csi: $(BUILD)/obj/csi/csi_driver.o $(CORE_LIBS) $(RPC_LIBS
 
 # --- tests ------------------------------------------------------------------------------------------------------------
 
-TEST_SRCS := $(shell find tests/unit tests/conformance tests/golden -name 'test_*.c' 2>/dev/null)
-TEST_BINS := $(patsubst %.c,$(BUILD)/%,$(TEST_SRCS))
-UNIT_BINS := $(filter $(BUILD)/tests/unit/%,$(TEST_BINS))
-TEST_TOOLS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/tools/*.c))
-SIM_OBJS  := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/sim/*.c))
-SIM       := $(if $(wildcard tests/sim/sim.c),$(BUILD)/tests/sim/sim)
+TEST_SRCS := $(shell find tests/unit tests/conformance tests/golden tests/sim -name 'test_*.c' 2>/dev/null)
+TEST_BINS := $(TEST_SRCS:%.c=$(BUILD)/%)
+# Programs that tests run: tests/tools/x.c and the Go module tests/tools/x/ are $(BUILD)/tools/x.
+TEST_TOOLS := $(patsubst tests/tools/%.c,$(BUILD)/tools/%,$(wildcard tests/tools/*.c))
 GO_TOOLS  := $(patsubst tests/tools/%/go.mod,$(BUILD)/tools/%,$(wildcard tests/tools/*/go.mod))
+SIM_LIB   := $(BUILD)/lib/tests_sim.a
+SIM       := $(if $(wildcard tests/sim/sim.c),$(BUILD)/tests/sim/sim)
 
 # The rooms up to the last one whose folder the test stands in; all of them for other tests.
 rooms_upto = $(if $(2),$(firstword $(2)) $(if $(filter $(1),$(firstword $(2))),,$(call rooms_upto,$(1),$(wordlist 2,99,$(2)))))
 test_room  = $(lastword $(foreach r,$(LIB_ROOMS),$(if $(filter tests/unit/$(r)/%,$(1)),$(r))))
 test_rooms = $(if $(call test_room,$(1)),$(call rooms_upto,$(call test_room,$(1)),$(LIB_ROOMS)),$(CORE_ROOMS))
 define test_rule
-$(BUILD)/$(1): $(BUILD)/obj/$(1).o $(SUPPORT_LIB) $(foreach r,$(2),$(call room_lib,$(r))) $(if $(filter $(RPC_FOLDERS),$(2)),$(GEN_LIB))
+$(BUILD)/$(1): $(BUILD)/obj/$(1).o $(if $(filter tests/sim/%,$(1)),$(SIM_LIB)) $(SUPPORT_LIB) $(foreach r,$(2),$(call room_lib,$(r))) $(if $(filter $(RPC_FOLDERS),$(2)),$(GEN_LIB))
 	$$(link) -lcmocka
 $(if $(filter $(RPC_FOLDERS),$(2)),$(BUILD)/obj/$(1).o: | $(GEN_SRCS))
 endef
 $(foreach t,$(TEST_SRCS:.c=),$(eval $(call test_rule,$(t),$(call test_rooms,$(t).c))))
 
-$(TEST_TOOLS): $(BUILD)/%: $(BUILD)/obj/%.o $(SUPPORT_LIB) $(CORE_LIBS)
-	$(link)
-$(BUILD)/tests/sim/sim: $(SIM_OBJS) $(SUPPORT_LIB) $(CORE_LIBS)
-	$(link)
+$(SIM_LIB): $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out tests/sim/sim.c tests/sim/test_%,$(wildcard tests/sim/*.c)))
+	$(archive)
+$(BUILD)/tests/sim/sim: $(BUILD)/obj/tests/sim/sim.o $(SIM_LIB) $(SUPPORT_LIB) $(CORE_LIBS)
+	$(link) -lcmocka
+$(TEST_TOOLS): $(BUILD)/tools/%: $(BUILD)/obj/tests/tools/%.o $(SUPPORT_LIB) $(CORE_LIBS)
+	$(link) -lcmocka
 
 $(BUILD)/tools/ready: tests/tools/get-tools.sh
 	@tests/tools/get-tools.sh $(BUILD)/tools
