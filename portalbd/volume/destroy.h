@@ -4,6 +4,10 @@
 
 #include "portalbd/volume/pins.h"
 
+/* The first manifest of a volume that is deleted before it was there: a tombstone at a clone's
+ * commit key, by the sweeper or a deletion. The caller releases it. */
+void manifest_tombstone_init(struct manifest *m, struct env *env, const struct volume_key *v);
+
 /* A complete open, then a manifest "deleted" with an empty root and everything condemned; for a
  * volume that never got a manifest, the first one says deleted. From then on nobody opens,
  * snapshots or clones it. publish_epoch: what the deleted record says; a newest manifest above it

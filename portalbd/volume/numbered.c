@@ -12,7 +12,8 @@
 
 void numbered_key(char key[KEY_MAX], const char *folder, uint64_t n) {
     CHECK(n >= 1);
-    int len = snprintf(key, KEY_MAX, "%s%016llx.json", folder, (unsigned long long)(UINT64_MAX - n));
+    int len =
+        snprintf(key, KEY_MAX, "%s%016llx.json", folder, (unsigned long long)(UINT64_MAX - n));
     CHECK(len > 0 && len < KEY_MAX);
 }
 

@@ -1,13 +1,11 @@
 /* Pins: claim, root, release; the cut of a snapshot; a root seen from a clone.
  *
  * Invariants:
- *   I1  A claim is stored before anything that its root will name is read; GC, which deletes nothing
- *       while a claim has no root, therefore sees the pin or has deleted before we looked.
- *   I2  The newest manifest is read again after the log was listed: a restore in between would mix
- *       two histories (trace 5).
- *   I3  A pin's id is used once. Its root is put once; who finds another there ("expired") gives the
- *       pin up.
- *   I4  Claim before root when a pin goes (trace 8). */
+ *   I1  A claim is stored before anything that its root will name is read; GC, which deletes
+ * nothing while a claim has no root, therefore sees the pin or has deleted before we looked. I2 The
+ * newest manifest is read again after the log was listed: a restore in between would mix two
+ * histories (trace 5). I3  A pin's id is used once. Its root is put once; who finds another there
+ * ("expired") gives the pin up. I4  Claim before root when a pin goes (trace 8). */
 #include "portalbd/volume/pins.h"
 
 #include <stdlib.h>
@@ -110,8 +108,8 @@ int pin_cut(struct env *env, struct objstore *s, const struct volume_key *v,
     int rc = -ERR_STALE;
     for (int attempt = 0; rc == -ERR_STALE; attempt++) {
         if (attempt == PIN_ATTEMPTS_MAX)
-            return err_set(e, -ERR_BUSY, "volume %s: its manifests change faster than they can be read",
-                           v->text);
+            return err_set(e, -ERR_BUSY,
+                           "volume %s: its manifests change faster than they can be read", v->text);
         rc = cut_once(s, v, &root, e);
     }
     if (rc < 0)

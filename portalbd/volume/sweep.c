@@ -4,8 +4,8 @@
  *       --> look again: named now? leave it
  *       --> "expired" as the root, if there is none --> delete the claim --> delete a real root
  *
- * What makes a pin live: the newest snapshot record in the folder of its commit key names it, or the
- * first manifest of a clone, which is never deleted, does.
+ * What makes a pin live: the newest snapshot record in the folder of its commit key names it, or
+ * the first manifest of a clone, which is never deleted, does.
  *
  * Invariants:
  *   I1  Nothing of a pin is touched before its commit key holds an object that is not going to make
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 
 #include "portalbd/format/records.h"
+#include "portalbd/volume/destroy.h"
 #include "portalbd/volume/numbered.h"
 
 void pin_sweeper_release(struct pin_sweeper *w) {
@@ -55,7 +56,8 @@ static void suspect_forget(struct pin_sweeper *w, struct pin_suspect *p) {
         *p = w->items[--w->count];
 }
 
-/* True when this pin was seen unnamed long enough ago, by an earlier round; else it is remembered. */
+/* True when this pin was seen unnamed long enough ago, by an earlier round; else it is remembered.
+ */
 static bool suspect_is_due(struct pin_sweeper *w, struct env *env, const struct volume_key *v,
                            const struct random_id *pin) {
     struct pin_suspect *p = suspect_find(w, v, pin);
@@ -85,7 +87,8 @@ static void expired_remember(struct pin_sweeper *w, const struct random_id *pin)
     if (w->expired_count == PIN_EXPIRED_MAX)
         return;
     if ((w->expired_count & (w->expired_count - 1)) == 0)
-        w->expired = xrealloc(w->expired, MAX(2 * w->expired_count, (size_t)16) * sizeof *w->expired);
+        w->expired =
+            xrealloc(w->expired, MAX(2 * w->expired_count, (size_t)16) * sizeof *w->expired);
     w->expired[w->expired_count++] = *pin;
 }
 
@@ -116,8 +119,8 @@ static int commit_resolve(const struct commit_key *k, struct commit_target *ret,
             memcpy(t.clone.text, id, (size_t)(end - id));
     }
     if (!ok)
-        return err_set(e, -ERR_CORRUPT, "a pin's commit key '%s' is neither a snapshot's nor a clone's",
-                       k->key);
+        return err_set(e, -ERR_CORRUPT,
+                       "a pin's commit key '%s' is neither a snapshot's nor a clone's", k->key);
     *ret = t;
     return 0;
 }
@@ -137,8 +140,7 @@ static int named_by_snapshot(struct objstore *s, const struct volume_key *v,
     rc = snapshot_record_decode(&r, n, buf_view(&body), e);
     if (rc < 0)
         return err_wrap(e, "%s", t->folder);
-    *ret_named =
-        !r.deleted && random_id_equal(&r.pin, pin) && strcmp(r.source.text, v->text) == 0;
+    *ret_named = !r.deleted && random_id_equal(&r.pin, pin) && strcmp(r.source.text, v->text) == 0;
     snapshot_record_release(&r);
     return 0;
 }
@@ -173,7 +175,8 @@ static int pin_named(struct objstore *s, const struct volume_key *v, const struc
 
 /* --- sweeping --- */
 
-/* Step 1: an object at the commit key that does not make the pin live, unless something is there. */
+/* Step 1: an object at the commit key that does not make the pin live, unless something is there.
+ */
 static int put_tombstone(struct env *env, struct objstore *s, const struct volume_key *v,
                          const struct random_id *pin, const struct commit_key *k, struct err *e) {
     struct commit_target t;
@@ -183,7 +186,7 @@ static int put_tombstone(struct env *env, struct objstore *s, const struct volum
     CLEANUP_BUF struct buf body = {0};
     if (k->is_clone) {
         struct manifest m;
-        manifest_deleted_init(&m, env, &t.clone);
+        manifest_tombstone_init(&m, env, &t.clone);
         rc = manifest_encode(&body, &m, e);
         manifest_release(&m);
     } else {
@@ -198,6 +201,8 @@ static int put_tombstone(struct env *env, struct objstore *s, const struct volum
     if (rc < 0)
         return rc;
     rc = objstore_put(s, k->key, buf_view(&body), NULL, e);
+    if (rc == -ERR_STALE && k->is_clone) /* a first manifest is never deleted */
+        return err_set(e, -ERR_BUSY, "'%s' is there and is not", k->key);
     return rc == -ERR_EXISTS || rc == -ERR_STALE ? 0 : rc; /* the look afterwards decides */
 }
 
