@@ -147,7 +147,7 @@ class FuseDevice(unittest.TestCase):
         with mounted(disk.device, "-o", "discard") as point:
             sh("fio", "--name=verify", f"--directory={point}", "--rw=randwrite",
                "--bsrange=512-128k", "--bs_unaligned=1", "--size=96M", "--ioengine=libaio",
-               "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--fsync=64", "--end_fsync=1",
+               "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--fsync=64", "--end_fsync=1",
                timeout=180)
             data = os.urandom(3 * MIB + 17)
             with open(f"{point}/file", "wb") as f:
@@ -180,7 +180,7 @@ class FuseDevice(unittest.TestCase):
         disk = self.disk(512 * MIB)
         sh("fio", "--name=deep", f"--filename={disk.device}", "--direct=1", "--ioengine=libaio",
            "--rw=randwrite", "--bsrange=4k-1m", "--blockalign=4k", "--size=256M", "--iodepth=64",
-           "--serialize_overlap=1", "--verify=crc32c", "--verify_fatal=1", timeout=180)
+           "--serialize_overlap=1", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", timeout=180)
         self.assertEqual(self.end(disk)["errors"], "0")
 
     def test_zeroes_are_exact(self):
