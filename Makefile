@@ -217,8 +217,8 @@ lint-quick: $(foreach r,format cache volume catalog,$(if $(filter portalbd/$(r),
 	@tools/check-layers $^
 	@tools/check-tidy
 	@shellcheck --external-sources --source-path=SCRIPTDIR $$(tools/list-scripts)
-lint-analyzer: | $(GEN_SRCS)
-	@tools/check-analyzer '$(CFLAGS_ALL)'
+lint-analyzer: $(BUILD)/flags
+	@tools/check-analyzer "$$(sed 's/^[^ ]* //' $(BUILD)/flags)"
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
