@@ -14,6 +14,8 @@
 struct background {
     struct catalog catalog;
     struct pin_sweeper sweeper;
+    struct volume_key *done; /* owned: deleted volumes with nothing left, for the time being */
+    size_t done_count;
 };
 struct background_result {
     size_t volumes;          /* looked at, deleted ones included */

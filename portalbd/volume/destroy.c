@@ -113,7 +113,7 @@ static int for_each_page(struct objstore *s, const struct volume_key *v,
                          int (*fn)(void *arg, const struct obj_list *page, size_t prefix_len,
                                    struct err *e),
                          void *arg, struct err *e) {
-    char prefix[KEY_MAX], after[KEY_MAX] = "";
+    char prefix[KEY_MAX], after[OBJ_KEY_MAX + 1] = "";
     key_volume_prefix(prefix, v);
     for (bool more = true; more;) {
         struct obj_list page = {0};

@@ -94,12 +94,20 @@ void numbered_walk_release(struct numbered_walk *w) {
     obj_list_release(&w->page);
 }
 
+/* The next page: behind the folder that was returned last, or behind the last page where that is
+ * further. */
 static int walk_page(struct numbered_walk *w, struct err *e) {
+    char after[OBJ_KEY_MAX + 1];
+    const char *from = w->after;
+    if (w->page.count > 0 && strcmp(w->page.entries[w->page.count - 1].key, from) > 0)
+        from = w->page.entries[w->page.count - 1].key;
+    int len = snprintf(after, sizeof after, "%s", from);
+    CHECK(len >= 0 && (size_t)len < sizeof after);
     obj_list_release(&w->page);
     w->page = (struct obj_list){0};
     w->next = 0;
-    const char *after = w->after[0] != '\0' ? w->after : NULL;
-    return objstore_list(w->store, w->root, after, WALK_PAGE, &w->page, e);
+    return objstore_list(w->store, w->root, after[0] != '\0' ? after : NULL, WALK_PAGE, &w->page,
+                         e);
 }
 
 int numbered_walk_next(struct numbered_walk *w, char ret_folder[KEY_MAX], uint64_t *ret_n,
@@ -162,7 +170,7 @@ static void prune_look(struct prune *p, const char *key) {
 
 int numbered_prune(struct objstore *s, const char *root, size_t *ret_deleted, struct err *e) {
     struct prune *p = NEW(struct prune);
-    char after[KEY_MAX] = "";
+    char after[OBJ_KEY_MAX + 1] = "";
     size_t deleted = 0;
     int rc = 0;
     for (bool more = true; rc == 0 && more;) {

@@ -175,7 +175,8 @@ int root_rebase(struct root *to, const struct root *from, const struct volume_ke
     if (from->volume_count == ROOT_VOLUMES_MAX)
         return err_set(e, -ERR_OVERLOAD, "the root names %d volumes already", ROOT_VOLUMES_MAX);
     for (size_t i = 0; i < from->volume_count; i++)
-        CHECK(!same_volume(&from->volumes[i], own)); /* ids are never reused */
+        if (same_volume(&from->volumes[i], own)) /* ids are never reused */
+            return err_set(e, -ERR_CORRUPT, "the root of the source of %s names it", own->text);
     struct root r;
     root_copy(&r, from);
     r.volumes = xrealloc(r.volumes, (r.volume_count + 1) * sizeof r.volumes[0]);

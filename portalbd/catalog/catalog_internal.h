@@ -1,0 +1,98 @@
+/* What the files of this room share. */
+#pragma once
+
+#include "portalbd/catalog/catalog.h"
+#include "portalbd/volume/numbered.h"
+#include "portalbd/volume/pins.h"
+
+void catalog_new_id(struct catalog *c, struct random_id *ret);
+
+/* A volume's or snapshot's name: 1..ENTITY_NAME_MAX bytes. -ERR_INVALID. */
+int catalog_check_name(const char *what, const char *name, struct err *e);
+
+/* The id of a volume or snapshot of this pool; -ERR_NOT_FOUND for anything else. */
+int catalog_parse_id(const struct catalog *c, enum id_kind kind, const char *id,
+                     struct parsed_id *ret, struct err *e);
+
+static inline bool volume_keys_equal(const struct volume_key *a, const struct volume_key *b) {
+    return strcmp(a->text, b->text) == 0;
+}
+
+/* --- volume records (volume_records.c) --- */
+
+/* The newest record under a name's hash; ret->number is 0 when there is none. Costs 2. */
+int volume_record_newest(struct catalog *c, const char *hash, struct volume_record *ret,
+                         struct err *e);
+/* The newest record of a volume that exists: -ERR_NOT_FOUND when that says deleted or is another
+ * volume's. Costs 2. */
+int volume_record_by_id(struct catalog *c, const char *id, struct volume_record *ret,
+                        struct err *e);
+/* Puts r as the record behind the one it was read from: number + 1, a new nonce. -ERR_STALE: start
+ * over from the newest. Costs 2. */
+int volume_record_advance(struct catalog *c, struct volume_record *r, struct err *e);
+/* r->publish_epoch + 1; -ERR_OVERLOAD at the end of the numbers. */
+int volume_record_next_epoch(struct volume_record *r, struct err *e);
+/* Fills *ret from a record (moved: *r is empty afterwards) and the manifest. */
+void volume_info_make(struct volume_info *ret, const struct catalog *c, struct volume_record *r,
+                      const struct manifest *m);
+/* The same with the newest manifest, which must be there and not deleted: -ERR_NOT_FOUND. *r is
+ * moved on success only. Costs 2. */
+int volume_info_read(struct catalog *c, struct volume_record *r, struct volume_info *ret,
+                     struct err *e);
+
+/* --- publish.c --- */
+
+/* Finishes a fencing that the record names: complete open with its publish epoch, record ready.
+ * -ERR_STALE: the record moved on, read it again. */
+int catalog_finish_fencing(struct catalog *c, struct volume_record *r, struct err *e);
+
+/* --- content.c --- */
+
+/* The source of a clone. */
+struct clone_source {
+    bool is_snapshot;
+    struct volume_key volume; /* that holds the pin */
+    struct snapshot_record snapshot;
+    uint64_t size_bytes;
+    uint32_t depth; /* of the clone; 0: not known before the cut */
+};
+void clone_source_release(struct clone_source *s);
+/* -ERR_NOT_FOUND: it does not exist; -ERR_INVALID: not an id of this pool. Costs 2 for a snapshot,
+ * 4 for a volume. */
+int clone_source_find(struct catalog *c, const char *id, struct clone_source *ret, struct err *e);
+
+/* Puts the first manifest of the volume that r describes: empty, or a clone of src (may be NULL).
+ * -ERR_EXISTS: it has a first manifest already, which may say deleted. -ERR_NOT_FOUND: the source
+ * went meanwhile. -ERR_STALE: a sweeper took us for dead, once more. */
+int volume_content_create(struct catalog *c, const struct volume_record *r,
+                          const struct clone_source *src, struct manifest *ret, struct err *e);
+
+/* --- snapshots.c --- */
+
+/* The newest record under a snapshot name's hash; number 0: none. Costs 2. */
+int snapshot_record_newest(struct catalog *c, const char *hash, struct snapshot_record *ret,
+                           struct err *e);
+/* The record of a snapshot that exists, or -ERR_NOT_FOUND. Costs 2. */
+int snapshot_record_by_id(struct catalog *c, const char *id, struct snapshot_record *ret,
+                          struct err *e);
+
+/* --- lists.c --- */
+
+/* Fills a page: walks the folders of `root` behind `token`, CATALOG_PARALLEL_MAX at a time runs
+ * fetch(c, folder, n, item) in fibers of their own: 1: the item is filled, 0: it is none, < 0:
+ * error; keeps up to max items. */
+struct list_page {
+    const char *root;
+    size_t item_size;
+    int (*fetch)(struct catalog *c, void *arg, const char *folder, uint64_t n, void *item,
+                 struct err *e);
+    void (*release)(void *item);
+    void *arg;
+    void *items; /* the result; owned */
+    size_t count;
+    char next_token[CATALOG_TOKEN_MAX];
+};
+int catalog_list_page(struct catalog *c, struct list_page *p, const char *token, size_t max,
+                      struct err *e);
+/* -ERR_STALE unless it is empty or the name of a folder as name_hash makes them. */
+int catalog_check_token(const char *token, struct err *e);

@@ -1,0 +1,184 @@
+/* What a new volume begins with: its first manifest, empty or a clone's (design §2.3, Clone; models
+ * chain and pins).
+ *
+ *   of a snapshot   its record -> claim in its volume -> record and root again, both must stand ->
+ *                   the pin's root (a copy) -> first manifest: the commit
+ *   of a volume     claim -> cut (Snapshot's steps 2 and 3) -> first manifest: the commit
+ *
+ * Invariants:
+ *   I1  The first manifest is put once in a volume's life and never deleted; whoever finds one
+ * there gives its own pin up. I2  A clone holds one pin, in its direct source. What lies behind
+ * that is held by the source's own pins, which are not released while ours is there. */
+#include "portalbd/catalog/catalog_internal.h"
+
+#include <stdlib.h>
+
+void clone_source_release(struct clone_source *s) {
+    snapshot_record_release(&s->snapshot);
+    *s = (struct clone_source){0};
+}
+
+static int find_snapshot(struct catalog *c, const char *id, struct clone_source *ret,
+                         struct err *e) {
+    int rc = snapshot_record_by_id(c, id, &ret->snapshot, e);
+    if (rc < 0)
+        return rc;
+    ret->is_snapshot = true;
+    ret->volume = ret->snapshot.source;
+    ret->size_bytes = ret->snapshot.size_bytes;
+    return 0;
+}
+
+static int find_volume(struct catalog *c, const char *id, struct clone_source *ret, struct err *e) {
+    struct volume_info info;
+    int rc = catalog_volume_get(c, id, &info, e);
+    if (rc < 0)
+        return rc;
+    ret->volume = info.record.key;
+    ret->size_bytes = info.size_bytes;
+    ret->depth = info.depth + 1;
+    volume_info_release(&info);
+    return 0;
+}
+
+int clone_source_find(struct catalog *c, const char *id, struct clone_source *ret, struct err *e) {
+    struct parsed_id p;
+    int rc = id_parse(&p, id, e);
+    if (rc < 0)
+        return rc;
+    if (strcmp(p.pool, c->pool) != 0)
+        return err_set(e, -ERR_INVALID, "the source '%s' is in another pool than '%s'", id,
+                       c->pool);
+    struct clone_source s = {0};
+    rc = p.kind == ID_SNAPSHOT ? find_snapshot(c, id, &s, e) : find_volume(c, id, &s, e);
+    if (rc == 0)
+        *ret = s;
+    return rc;
+}
+
+/* --- the first manifest --- */
+
+static int put_first(struct catalog *c, const struct volume_record *r, struct manifest *m,
+                     struct err *e) {
+    CHECK(m->size_bytes > 0 && m->size_bytes % VOLUME_BLOCK_SIZE == 0);
+    m->number = 1;
+    m->epoch = 0; /* publish epoch 0, open count 0 */
+    m->closed = true;
+    catalog_new_id(c, &m->nonce);
+    int rc = manifest_put(c->store, &r->key, m, e);
+    if (rc == -ERR_EXISTS || rc == -ERR_STALE)
+        return err_set(e, -ERR_EXISTS, "volume '%s' has a first manifest already", r->name);
+    return rc;
+}
+
+static int create_empty(struct catalog *c, const struct volume_record *r, struct manifest *ret,
+                        struct err *e) {
+    struct manifest m = {.size_bytes = r->size_bytes, .block_size = r->block_size};
+    root_init(&m.root, &r->key);
+    m.root.next_seq = 1;
+    int rc = put_first(c, r, &m, e);
+    if (rc == 0)
+        *ret = m;
+    else
+        manifest_release(&m);
+    return rc;
+}
+
+/* The commit: the clone's first manifest, which names the pin. */
+static int commit_clone(struct catalog *c, const struct volume_record *r,
+                        const struct clone_source *src, const struct pin_root *pin,
+                        struct manifest *ret, struct err *e) {
+    if (pin->depth >= CATALOG_DEPTH_MAX)
+        return err_set(
+            e, -ERR_UNSUPPORTED,
+            "the source is %u clones away from a volume of its own, and %d are the most; "
+            "copy it instead",
+            pin->depth, CATALOG_DEPTH_MAX);
+    struct manifest m = {.size_bytes = MAX(r->size_bytes, pin->size_bytes),
+                         .block_size = pin->block_size,
+                         .depth = pin->depth + 1,
+                         .held_pin_count = 1};
+    int rc = root_rebase(&m.root, &pin->root, &r->key, e);
+    if (rc < 0)
+        return rc;
+    m.held_pins = NEW(struct held_pin);
+    m.held_pins[0] = (struct held_pin){.volume = src->volume, .pin = pin->pin};
+    rc = put_first(c, r, &m, e);
+    if (rc == 0)
+        *ret = m;
+    else
+        manifest_release(&m);
+    return rc;
+}
+
+/* The second look at a snapshot: behind our claim its record and its root must both still stand;
+ * from then on GC sees our claim or its pin. Fills *ret with what becomes our root. */
+static int reread_snapshot(struct catalog *c, const struct clone_source *src, struct pin_root *ret,
+                           struct err *e) {
+    char hash[33], folder[KEY_MAX];
+    name_hash(hash, src->snapshot.name);
+    key_snapshots_prefix(folder, hash);
+    uint64_t n;
+    int rc = numbered_newest_number(c->store, folder, &n, e);
+    if (rc < 0)
+        return rc;
+    struct pin_root root = {0};
+    if (n == src->snapshot.number) { /* immutable: the record that we read */
+        rc = pin_root_get(c->store, &src->volume, &src->snapshot.pin, &root, e);
+        if (rc == 0 && !root.expired) {
+            *ret = root;
+            return 0;
+        }
+        pin_root_release(&root);
+        if (rc < 0 && rc != -ERR_NOT_FOUND)
+            return rc;
+    }
+    return err_set(e, -ERR_NOT_FOUND, "snapshot '%s' was deleted meanwhile", src->snapshot.name);
+}
+
+/* Claim, root. A pin that failed before its commit is of no use to anybody: its claim goes, and a
+ * root whose PUT may still take effect is the sweeper's. */
+static int pin_source(struct catalog *c, const struct clone_source *src,
+                      const struct commit_key *commit, struct pin_root *ret, struct err *e) {
+    struct random_id pin;
+    int rc = pin_claim_new(c->env, c->store, &src->volume, commit, &pin, e);
+    if (rc < 0)
+        return rc;
+    if (src->is_snapshot) {
+        struct pin_root root;
+        rc = reread_snapshot(c, src, &root, e);
+        if (rc == 0) {
+            rc = pin_root_put(c->env, c->store, &src->volume, &pin, commit, &root, e);
+            if (rc == 0)
+                *ret = root;
+            else
+                pin_root_release(&root);
+        }
+    } else {
+        rc = pin_cut(c->env, c->store, &src->volume, &pin, commit, ret, e);
+    }
+    if (rc < 0)
+        (void)pin_release_claim(c->store, &src->volume, &pin, NULL); /* else the sweeper does */
+    return rc;
+}
+
+int volume_content_create(struct catalog *c, const struct volume_record *r,
+                          const struct clone_source *src, struct manifest *ret, struct err *e) {
+    CHECK(r->number > 0);
+    CHECK(r->state == VOLUME_READY || r->state == VOLUME_FENCING);
+    if (!src)
+        return create_empty(c, r, ret, e);
+    struct commit_key commit = {.is_clone = true};
+    key_manifest(commit.key, &r->key, 1);
+    struct pin_root root;
+    int rc = pin_source(c, src, &commit, &root, e);
+    if (rc < 0)
+        return rc;
+    rc = commit_clone(c, r, src, &root, ret, e);
+    /* With these, ours did not become the first manifest, so nothing names this pin, ever (I1).
+     * After any other error the PUT may still take effect: then the pin is the sweeper's. */
+    if (rc == -ERR_EXISTS || rc == -ERR_UNSUPPORTED || rc == -ERR_OVERLOAD)
+        (void)pin_release(c->store, &src->volume, &root.pin, NULL);
+    pin_root_release(&root);
+    return rc;
+}
