@@ -19,22 +19,29 @@ void run_reader_unref(
 /* Borrowed as long as the reader: parts, usage, table of volumes. */
 const struct run_index *run_reader_index(const struct run_reader *r);
 
+enum { RUN_READ_AHEAD_MAX = 256 }; /* pages */
+
 /* Walks entries in the order of sectors. entry.ref.volume indexes run_reader_index()->volumes;
- * entry and its lens are valid until the next call. */
+ * entry and its lens are valid until the next call. An iterator must not be copied. */
 struct run_iter {
-    struct run_reader *reader;
-    size_t part;
+    struct run_reader *reader; /* borrowed */
+    uint32_t read_ahead; /* pages to load at once: 1 for lookups, through the page cache; more for
+                            merges, past it */
+    size_t part;         /* the page that the cursor walks, or the next to walk */
     uint32_t page;
-    bool page_loaded;
-    uint32_t read_ahead; /* pages to load at once when walking on: 1 for lookups, more for merges */
-    uint8_t *buf;        /* owned: read_ahead pages */
-    uint32_t buf_pages;
+    bool page_open;
+    uint8_t *buf;    /* owned: up to read_ahead pages */
+    size_t buf_part; /* what is in it: pages [buf_first, buf_first + buf_count) of that part */
+    uint32_t buf_first;
+    uint32_t buf_count;
     struct run_page_cursor cursor;
     struct map_entry entry;
 };
+/* At the start of the run. */
 void run_iter_init(struct run_iter *it, struct run_reader *r, uint32_t read_ahead);
 void run_iter_release(struct run_iter *it);
-/* fiber. Next run_iter_next gives the first entry that ends behind sector. */
+/* fiber. Next run_iter_next gives the first entry that ends behind sector. Pages in between are not
+ * read. */
 int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e);
 /* fiber. 1: it->entry is set; 0: the run has ended; < 0: an error. */
 int run_iter_next(struct run_iter *it, struct err *e);

@@ -1,0 +1,263 @@
+/* Map runs on the store, for reading.
+ *
+ * The index is in memory as long as the reader; pages come one by one through the page cache, or,
+ * for whoever walks the whole run, many with one GET and past the cache, which a merge would only
+ * flush.
+ *
+ * I1  What an entry says lies between the fences of its page, and the first fence is its first
+ *     entry: a page that is not the one asked for is damage. */
+#include "portalbd/volume/run_reader.h"
+
+#include <stdlib.h>
+
+enum { DECODE_INLINE_MAX = 64 * 1024 }; /* bytes of an index; larger ones are a job */
+
+struct run_reader {
+    struct env *env;
+    struct objstore *store;   /* borrowed */
+    struct page_cache *pages; /* borrowed */
+    unsigned refs;
+    struct run_index index;
+};
+
+/* --- opening --- */
+
+struct decode_job {
+    struct view in;
+    struct run_index *index;
+    struct err *e;
+    int rc;
+};
+
+static void decode(void *arg) {
+    struct decode_job *job = arg;
+    job->rc = run_index_decode(job->index, job->in, job->e);
+}
+
+int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
+                    const struct volume_key *volume, const struct random_id *index_id,
+                    struct run_reader **ret, struct err *e) {
+    char key[KEY_MAX];
+    CLEANUP_BUF struct buf body = {0};
+    struct err why = {0};
+    key_map(key, volume, index_id);
+    int rc = objstore_get(store, key, RUN_INDEX_SIZE_MAX, &body, e);
+    if (rc < 0)
+        return rc;
+    struct run_index index = {0};
+    struct decode_job job = {.in = buf_view(&body), .index = &index, .e = &why};
+    if (body.len <= DECODE_INLINE_MAX)
+        decode(&job);
+    else
+        fiber_run_job(env, decode, &job);
+    if (job.rc < 0) {
+        err_wrap(&why, "'%s'", key);
+        return err_copy(e, &why);
+    }
+    struct run_reader *r = NEW(struct run_reader);
+    *r = (struct run_reader){.env = env, .store = store, .pages = pages, .refs = 1, .index = index};
+    *ret = r;
+    return 0;
+}
+
+void run_reader_ref(struct run_reader *r) {
+    CHECK(r->refs > 0);
+    r->refs++;
+}
+
+void run_reader_unref(struct run_reader *r) {
+    CHECK(r->refs > 0);
+    if (--r->refs > 0)
+        return;
+    run_index_release(&r->index);
+    free(r);
+}
+
+const struct run_index *run_reader_index(const struct run_reader *r) {
+    return &r->index;
+}
+
+/* --- pages --- */
+
+void run_iter_init(struct run_iter *it, struct run_reader *r, uint32_t read_ahead) {
+    CHECK(read_ahead >= 1);
+    CHECK(read_ahead <= RUN_READ_AHEAD_MAX);
+    *it = (struct run_iter){.reader = r, .read_ahead = read_ahead};
+}
+
+void run_iter_release(struct run_iter *it) {
+    free(it->buf);
+    *it = (struct run_iter){0};
+}
+
+static const struct run_part *current_part(const struct run_iter *it) {
+    CHECK(it->part < it->reader->index.part_count);
+    return &it->reader->index.parts[it->part];
+}
+
+static void part_key(const struct run_iter *it, char key[KEY_MAX]) {
+    const struct run_part *p = current_part(it);
+    key_map(key, &it->reader->index.volumes[p->ref.volume], &p->ref.id);
+}
+
+/* fiber. The pages from it->page on that one GET brings. */
+static int load_ahead(struct run_iter *it, const char *key, uint32_t count, struct err *e) {
+    CLEANUP_BUF struct buf body = {0};
+    uint64_t off = (uint64_t)it->page * RUN_PAGE_SIZE;
+    size_t len = (size_t)count * RUN_PAGE_SIZE;
+    int rc = objstore_get_range(it->reader->store, key, off, len, &body, e);
+    if (rc < 0)
+        return rc;
+    if (body.len != len)
+        return err_set(e, -ERR_CORRUPT, "'%s': %zu bytes at %llu instead of %zu", key, body.len,
+                       (unsigned long long)off, len);
+    free(it->buf);
+    it->buf = body.data;
+    body = (struct buf){0};
+    return 0;
+}
+
+/* fiber. Makes it->page part of the buffer. */
+static int load(struct run_iter *it, struct err *e) {
+    if (it->buf_part == it->part && it->page - it->buf_first < it->buf_count)
+        return 0;
+    const struct run_part *p = current_part(it);
+    char key[KEY_MAX];
+    part_key(it, key);
+    uint32_t count = MIN(it->read_ahead, p->page_count - it->page);
+    it->buf_count = 0;
+    int rc;
+    if (it->read_ahead > 1) {
+        rc = load_ahead(it, key, count, e);
+    } else {
+        if (!it->buf)
+            it->buf = xmalloc(RUN_PAGE_SIZE);
+        rc = page_cache_read(it->reader->pages, key, &p->ref.id, it->page, it->buf, e);
+    }
+    if (rc < 0)
+        return rc;
+    it->buf_part = it->part;
+    it->buf_first = it->page;
+    it->buf_count = count;
+    return 0;
+}
+
+static int wrap_page(const struct run_iter *it, struct err *why, struct err *e) {
+    char key[KEY_MAX];
+    part_key(it, key);
+    err_wrap(why, "'%s': page %u", key, it->page);
+    return err_copy(e, why);
+}
+
+/* fiber. Opens the page that part and page name. */
+static int open_page(struct run_iter *it, struct err *e) {
+    const struct run_part *p = current_part(it);
+    CHECK(it->page < p->page_count);
+    it->page_open = false;
+    int rc = load(it, e);
+    if (rc < 0)
+        return rc;
+    struct err why;
+    const uint8_t *bytes = it->buf + (size_t)(it->page - it->buf_first) * RUN_PAGE_SIZE;
+    rc = run_page_open(&it->cursor, &it->reader->index, view_of(bytes, RUN_PAGE_SIZE), &why);
+    if (rc == 0 && it->cursor.next_sector != p->page_first[it->page])
+        rc = err_set(&why, -ERR_CORRUPT, "it is another page than the index says");
+    if (rc < 0)
+        return wrap_page(it, &why, e);
+    it->page_open = true;
+    return 0;
+}
+
+/* The first sector that cannot belong to the current page. */
+static uint64_t page_end(const struct run_iter *it) {
+    const struct run_part *p = current_part(it);
+    return it->page + 1 < p->page_count ? p->page_first[it->page + 1] : p->last_sector + 1;
+}
+
+/* --- walking --- */
+
+/* The first part that ends at or behind the sector; part_count when there is none. */
+static size_t find_part(const struct run_index *x, uint64_t sector) {
+    size_t low = 0, high = x->part_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (x->parts[middle].last_sector < sector)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The last page that begins at or before the sector; the first one when none does. */
+static uint32_t find_page(const struct run_part *p, uint64_t sector) {
+    uint32_t low = 0, high = p->page_count;
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+        if (p->page_first[middle] <= sector)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e) {
+    const struct run_index *x = &it->reader->index;
+    size_t part = find_part(x, sector);
+    if (part == x->part_count) {
+        it->part = part;
+        it->page_open = false;
+        return 0;
+    }
+    uint32_t page = find_page(&x->parts[part], sector);
+    if (!it->page_open || it->part != part || it->page != page) {
+        it->part = part;
+        it->page = page;
+        int rc = open_page(it, e);
+        if (rc < 0)
+            return rc;
+    }
+    struct err why;
+    if (run_page_seek(&it->cursor, sector, &why) < 0) {
+        it->page_open = false;
+        return wrap_page(it, &why, e);
+    }
+    return 0;
+}
+
+static int take_entry(struct run_iter *it, struct err *e) {
+    const struct map_entry *m = &it->cursor.entry;
+    if (m->sector + m->count > page_end(it)) {
+        struct err why;
+        err_set_text(&why, -ERR_CORRUPT, "its entries overlap those of the next page");
+        return wrap_page(it, &why, e);
+    }
+    it->entry = *m;
+    return 1;
+}
+
+int run_iter_next(struct run_iter *it, struct err *e) {
+    const struct run_index *x = &it->reader->index;
+    for (;;) {
+        if (it->page_open) {
+            struct err why;
+            int rc = run_page_next(&it->cursor, &why);
+            if (rc < 0)
+                return wrap_page(it, &why, e);
+            if (rc > 0)
+                return take_entry(it, e);
+            it->page_open = false;
+            it->page++;
+        }
+        if (it->part < x->part_count && it->page == x->parts[it->part].page_count) {
+            it->part++;
+            it->page = 0;
+        }
+        if (it->part == x->part_count)
+            return 0;
+        int rc = open_page(it, e);
+        if (rc < 0)
+            return rc;
+    }
+}
