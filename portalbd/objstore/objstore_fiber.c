@@ -32,7 +32,8 @@ static int run(struct objstore *s, struct call *c, struct err *e) {
     c->req.done = on_done;
     objstore_submit(s, &c->req);
     if (fiber_done_wait(s->env, &c->done) < 0) {
-        objstore_cancel(s, &c->req);
+        if (!c->done.done) /* it may have ended between the cancel and our turn */
+            objstore_cancel(s, &c->req);
         fiber_done_wait_always(s->env, &c->done);
         return cancelled(e, &c->req);
     }
