@@ -226,6 +226,7 @@ struct fetch {
     char key[KEY_MAX];
     uint32_t off;
     uint32_t len;
+    bool ended;
     int rc;
     struct err err;
 };
@@ -249,6 +250,7 @@ static bool same_object(const struct piece *a, const struct piece *b) {
 
 static void on_fetched(struct obj_request *req) {
     struct fetch *f = container_of(req, struct fetch, req);
+    f->ended = true;
     if (--f->slice->fetching == 0)
         waitq_wake_all(&f->slice->fetched);
 }
@@ -261,13 +263,14 @@ static int decode_piece(struct fetch *f, const struct piece *p, struct err *e) {
         uint64_t n = MIN(FRAME_SECTORS_MAX - skip, p->count - done);
         uint8_t frame[FRAME_SECTORS_MAX * SECTOR_SIZE];
         uint8_t *to = slice_at(s, p->sector + done);
+        bool whole = n == FRAME_SECTORS_MAX; /* else the frame may hold more than we want */
         size_t stored;
         struct view one = view_part(in, 0, p->lens[i]);
-        int rc = frame_decode(one, skip ? frame : to, (size_t)(skip + n), &stored, e);
+        int rc = frame_decode(one, whole ? to : frame, (size_t)(skip + n), &stored, e);
         if (rc < 0)
             return err_wrap(e, "%s at byte %zu", f->key,
                             (size_t)(in.data - f->req.body.data) + f->off);
-        if (skip)
+        if (!whole)
             memcpy(to, frame + skip * SECTOR_SIZE, n * SECTOR_SIZE);
         in = view_part(in, p->lens[i], in.len - p->lens[i]);
         done += n;
@@ -371,7 +374,8 @@ static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, str
     int rc = waitq_wait(v->env, &s->fetched);
     if (rc < 0) {
         for (size_t i = 0; i < count; i++)
-            objstore_cancel(v->store, &fetches[i].req);
+            if (!fetches[i].ended)
+                objstore_cancel(v->store, &fetches[i].req);
         waitq_wait_always(v->env, &s->fetched);
         rc = err_set(e, -ERR_SHUTDOWN, "the volume is closing");
     }

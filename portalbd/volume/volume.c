@@ -230,7 +230,7 @@ void volume_free(struct volume *v, void (*freed)(void *arg), void *arg) {
     v->freed_arg = arg;
     write_fail_all(v, -ERR_SHUTDOWN);
     for (size_t i = 0; i < ARRAY_LEN(v->window); i++)
-        if (v->window[i] && v->window[i]->put.done && !v->window[i]->stored)
+        if (v->window[i] && v->window[i]->putting)
             objstore_cancel(v->store, &v->window[i]->put);
     list_for_each (&v->fibers, node)
         fiber_cancel(list_entry(node, struct volume_fiber, node)->fiber);

@@ -49,6 +49,7 @@ struct segment {
     struct view parts[3];
     uint64_t seq;
     uint64_t cut_us;
+    bool putting; /* the PUT is under way */
     bool stored;
 };
 

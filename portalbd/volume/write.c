@@ -128,6 +128,7 @@ static void advance_frontier(struct volume *v) {
 static void on_put(struct obj_request *req) {
     struct segment *s = container_of(req, struct segment, put);
     struct volume *v = s->volume;
+    s->putting = false;
     if (req->rc == 0) {
         s->stored = true;
         v->stats.bytes_stored += s->build.frames.len + s->build.tail.len + SEGMENT_HEADER_SIZE;
@@ -157,6 +158,7 @@ static void put_segment(struct segment *s) {
                                   .part_count = ARRAY_LEN(s->parts),
                                   .done = on_put};
     CHECK(s->seq <= v->frontier + WINDOW);
+    s->putting = true;
     objstore_submit(v->store, &s->put);
 }
 
