@@ -320,3 +320,8 @@ const struct retry_state *objstore_retry_state(const struct objstore *layer) {
     CHECK(layer->ops == &retry_ops);
     return &container_of(layer, const struct retry_store, store)->state;
 }
+
+const struct objstore *objstore_retry_below(const struct objstore *layer) {
+    CHECK(layer->ops == &retry_ops);
+    return container_of(layer, const struct retry_store, store)->below;
+}

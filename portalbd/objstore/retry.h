@@ -40,3 +40,6 @@ struct retry_state {
 };
 /* Borrowed while the layer lives. Owner thread; the numbers also from others, atomically. */
 const struct retry_state *objstore_retry_state(const struct objstore *layer);
+
+/* The store that the layer was made on. */
+const struct objstore *objstore_retry_below(const struct objstore *layer);

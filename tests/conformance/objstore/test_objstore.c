@@ -17,7 +17,9 @@
 #include "portalbd/objstore/memory.h"
 #include "portalbd/objstore/objstore_fiber.h"
 #include "portalbd/objstore/retry.h"
+#include "portalbd/objstore/s3.h"
 #include "portalbd/objstore/stats.h"
+#include "portalbd/objstore/url.h"
 #include "tests/support/temp.h"
 
 struct fixture;
@@ -75,6 +77,36 @@ static struct objstore *open_bad_memory(struct fixture *f) {
         &(struct fault_rule){.kind = FAULT_DELAY_ANSWER, .chance = 500000, .delay_us_max = 2000});
     return objstore_retry_new(bad,
                               &(struct retry_options){.pause_us_min = 100, .pause_us_max = 5000});
+}
+
+static const char *s3_url(void) {
+    return getenv("PORTALBD_TEST_S3");
+}
+
+/* The client itself, without a layer. */
+static struct objstore *open_s3(struct fixture *f) {
+    struct objstore_url url;
+    struct err e;
+    struct s3_credentials_source source;
+    const char *endpoint = getenv("AWS_ENDPOINT_URL");
+    CHECK(objstore_url_parse(s3_url(), &url, &e) == 0);
+    CHECK(s3_credentials_source_init(&source, NULL, NULL, NULL, "us-east-1", &e) == 0);
+    return objstore_s3_open(
+        f->env,
+        &(struct s3_config){.endpoint = endpoint ? endpoint : "https://s3.us-east-1.amazonaws.com",
+                            .path_style = endpoint != NULL,
+                            .bucket = url.bucket,
+                            .prefix = url.prefix,
+                            .region = "us-east-1",
+                            .source = &source});
+}
+
+static struct objstore *open_s3_layers(struct fixture *f) {
+    struct objstore *s;
+    struct err e;
+    struct objstore_config config = {.url = s3_url()};
+    CHECK(objstore_open(f->loop, &config, &s, &e) == 0);
+    return s;
 }
 
 #define BACKENDS_MAX 8
@@ -411,6 +443,9 @@ static void large_bodies(struct fixture *f) {
     assert_int_equal(objstore_get_range(f->s, k, 3000001, 1234567, &got, &e), 0);
     assert_true(view_equal(buf_view(&got), view_part(buf_view(&body), 3000001, 1234567)));
     assert_int_equal(put(f, k, "small"), -ERR_EXISTS);
+    body.data[0] ^= 1;
+    struct view whole = buf_view(&body);
+    assert_int_equal(objstore_put_parts(f->s, k, &whole, 1, &e), -ERR_EXISTS);
 }
 
 static void odd_keys(struct fixture *f) {
@@ -576,6 +611,11 @@ static const struct {
 };
 
 int main(void) {
+    if (s3_url()) {
+        backends[backend_count++] = (struct backend){"s3", open_s3, false};
+        backends[backend_count++] =
+            (struct backend){"retry(stats(limit(s3)))", open_s3_layers, true};
+    }
     static struct test tests[BACKENDS_MAX * ARRAY_LEN(bodies)];
     static struct CMUnitTest units[ARRAY_LEN(tests)];
     size_t count = 0;
