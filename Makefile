@@ -208,6 +208,20 @@ tsan: ## unit tests under the thread sanitizer, in build-tsan
 bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
 	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
 
+# --- fuzzers: tests/fuzz/fuzz_x.c and its seeds in tests/fuzz/corpus/x; clang only ----------------------------------------
+
+FUZZ_TIME ?= 20
+FUZZERS   := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(SUPPORT_LIB) $(CORE_LIBS)
+	$(link) -fsanitize=fuzzer
+.PHONY: fuzz fuzz-run
+fuzz: ## every fuzzer for FUZZ_TIME seconds, in build-fuzz (clang)
+	@$(MAKE) --no-print-directory BUILD=build-fuzz CC=clang SAN=fuzzer-no-link,address,undefined fuzz-run
+fuzz-run: $(FUZZERS)
+	@set -e; for f in $(FUZZERS); do name=$${f##*/}; mkdir -p $(BUILD)/corpus/$$name; echo "  FUZZ  $$name"; \
+		$$f -max_total_time=$(FUZZ_TIME) -timeout=10 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/ \
+		$(BUILD)/corpus/$$name $$(ls -d tests/fuzz/corpus/$$name 2>/dev/null); done
+
 # --- lint -------------------------------------------------------------------------------------------------------------
 
 .PHONY: lint lint-quick lint-analyzer
