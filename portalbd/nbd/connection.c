@@ -321,7 +321,8 @@ static enum parse_result handshake_parse(struct nbd_connection *c) {
 static void on_deadline(struct env_timer *timer) {
     struct nbd_connection *c = container_of(timer, struct nbd_connection, deadline);
     CHECK(c->handshake && !c->waiting);
-    log_info("nbd: a client is dropped that did not finish its handshake in time");
+    static struct log_limit limit;
+    log_info_limited(&limit, "nbd: a client is dropped that did not finish its handshake in time");
     close_socket(c);
     connection_run(c);
 }
