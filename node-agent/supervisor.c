@@ -58,7 +58,7 @@ static void on_ended(struct daemon *d) {
     if (d->ours && waitid(P_PIDFD, (id_t)d->pidfd, &info, WEXITED | WNOHANG) == 0)
         d->exit_code = info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
     d->exited = true;
-    waitq_wake_all(&d->changed);
+    waitq_wake_all(d->changed);
 }
 
 static void on_pid(struct loop_watch *watch, int events) {
@@ -121,7 +121,7 @@ static void on_ready(struct loop_watch *watch, int events) {
     d->ready_fd = -1;
     if (d->line_len)
         take_line(d);
-    waitq_wake_all(&d->changed);
+    waitq_wake_all(d->changed);
 }
 
 /* --- spawn and adopt
@@ -208,11 +208,11 @@ static int watch_pid(struct loop *loop, struct daemon *d, struct err *e) {
     return loop_watch_start(loop, &d->pid_watch, d->pidfd, LOOP_READABLE, e);
 }
 
-static struct daemon *daemon_new(struct loop *loop) {
+static struct daemon *daemon_new(struct loop *loop, struct waitq *changed) {
     struct daemon *d = NEW(struct daemon);
     d->env = loop_env(loop);
     d->pidfd = d->ready_fd = -1;
-    waitq_init(&d->changed);
+    d->changed = changed;
     return d;
 }
 
@@ -222,8 +222,8 @@ static void close_pair(int fds[2]) {
             close(fds[i]);
 }
 
-int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct daemon **ret,
-                 struct err *e) {
+int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct waitq *changed,
+                 struct daemon **ret, struct err *e) {
     int pipe_fds[2];
     if (pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) < 0)
         return err_from_errno(e, errno, "make a pipe");
@@ -237,7 +237,7 @@ int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct daemo
         close(pipe_fds[0]);
         return err_set(e, -ERR_CONFIG, "cannot run %s: %s", spec->program, strerror(eno));
     }
-    struct daemon *d = daemon_new(loop);
+    struct daemon *d = daemon_new(loop, changed);
     d->pid = pid;
     d->ours = true;
     d->ready_fd = pipe_fds[0];
@@ -257,9 +257,9 @@ int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct daemo
     return 0;
 }
 
-int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct daemon **ret,
-                 struct err *e) {
-    struct daemon *d = daemon_new(loop);
+int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct waitq *changed,
+                 struct daemon **ret, struct err *e) {
+    struct daemon *d = daemon_new(loop, changed);
     d->pid = pid;
     uint64_t start = 0;
     int rc = pid > 0 ? watch_pid(loop, d, e) : err_set(e, -ERR_NOT_FOUND, "no process");
@@ -279,7 +279,6 @@ int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct daem
 void daemon_free(struct daemon *d) {
     if (!d)
         return;
-    CHECK(waitq_empty(&d->changed));
     loop_watch_stop(&d->pid_watch);
     loop_watch_stop(&d->ready_watch);
     if (d->pidfd >= 0)
@@ -298,25 +297,15 @@ static uint64_t left_us(struct env *env, uint64_t start_us, uint64_t limit_us) {
     return passed < limit_us ? limit_us - passed : 0;
 }
 
-int daemon_wait_ready(struct daemon *d, uint64_t limit_us, struct err *e) {
-    uint64_t start = env_now_us(d->env);
-    for (;;) {
-        if (d->said.code < 0)
-            return err_copy(e, &d->said);
-        if (d->exited && d->ready_fd < 0) { /* its last words were heard */
-            char how[64];
-            daemon_describe_end(d, how, sizeof how);
-            return err_set(e, -ERR_IO, "the daemon %s before it served; its log says why", how);
-        }
-        if (d->ready)
-            return 0;
-        uint64_t left = left_us(d->env, start, limit_us);
-        if (left == 0)
-            return err_set(e, -ERR_TIMEOUT, "the daemon does not serve yet");
-        int rc = waitq_wait_for(d->env, &d->changed, left);
-        if (rc == -ERR_CANCELLED)
-            return err_set(e, rc, "cancelled");
+int daemon_is_ready(const struct daemon *d, struct err *e) {
+    if (d->said.code < 0)
+        return err_copy(e, &d->said);
+    if (d->exited && d->ready_fd < 0) { /* its last words were heard */
+        char how[64];
+        daemon_describe_end(d, how, sizeof how);
+        return err_set(e, -ERR_IO, "the daemon %s before it served; its log says why", how);
     }
+    return d->ready ? 0 : err_set(e, -ERR_BUSY, "the daemon does not serve yet");
 }
 
 int daemon_wait_exit(struct daemon *d, uint64_t limit_us) {
@@ -325,7 +314,7 @@ int daemon_wait_exit(struct daemon *d, uint64_t limit_us) {
         uint64_t left = left_us(d->env, start, limit_us);
         if (left == 0)
             return -ERR_TIMEOUT;
-        if (waitq_wait_for(d->env, &d->changed, left) == -ERR_CANCELLED)
+        if (waitq_wait_for(d->env, d->changed, left) == -ERR_CANCELLED)
             return -ERR_CANCELLED;
     }
     return 0;

@@ -40,10 +40,10 @@ struct daemon {
     uint64_t size_bytes; /* once ready */
     bool ready;
     bool exited;
-    bool ours;       /* a child of this process */
-    int exit_code;   /* exited, ours: its exit code; 128 + signal when a signal ended it */
-    struct err said; /* code < 0: what it said before it ended */
-    struct waitq changed;
+    bool ours;             /* a child of this process */
+    int exit_code;         /* exited, ours: its exit code; 128 + signal when a signal ended it */
+    struct err said;       /* code < 0: what it said before it ended */
+    struct waitq *changed; /* borrowed: woken at each change of the above */
 
     /* supervisor.c's own */
     int pidfd, ready_fd;
@@ -52,19 +52,20 @@ struct daemon {
     size_t line_len;
 };
 
-/* ret_daemon is freed with daemon_free. -ERR_CONFIG: the program cannot be run. */
-int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct daemon **ret,
-                 struct err *e);
+/* changed: woken when the daemon says something or ends; borrowed until daemon_free. -ERR_CONFIG:
+ * the program cannot be run. */
+int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct waitq *changed,
+                 struct daemon **ret, struct err *e);
 /* One that an earlier agent started. -ERR_NOT_FOUND: it has ended. */
-int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct daemon **ret,
-                 struct err *e);
-/* The process, if it lives, goes on. */
+int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct waitq *changed,
+                 struct daemon **ret, struct err *e);
+/* The process, if it lives, goes on. NULL is fine. */
 void daemon_free(struct daemon *d);
 
-/* fiber. 0: it serves. Else what it said, or how it ended; -ERR_TIMEOUT, -ERR_CANCELLED. */
-int daemon_wait_ready(struct daemon *d, uint64_t limit_us, struct err *e);
+/* 0: it serves. -ERR_BUSY: not yet. Else what it said before it ended, or how it ended. */
+int daemon_is_ready(const struct daemon *d, struct err *e);
 /* fiber. 0: it has ended; -ERR_TIMEOUT, -ERR_CANCELLED. */
 int daemon_wait_exit(struct daemon *d, uint64_t limit_us);
 void daemon_signal(struct daemon *d, int signum); /* of one that has ended: nothing */
-/* "exit code 3", "signal 9": how it ended. */
+/* "exited with code 3", "was killed by signal 9". */
 void daemon_describe_end(const struct daemon *d, char *text, size_t size);

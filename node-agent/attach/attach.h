@@ -28,6 +28,7 @@ enum {
 struct attach_device {
     char volume[ATTACH_VOLUME_MAX];
     char path[ATTACH_PATH_MAX]; /* "/dev/loop3"; "": prepared, and no device yet */
+    uint64_t size_bytes;        /* as the kernel knows it */
 };
 
 struct attach_devices {
@@ -66,5 +67,3 @@ struct attach_backend {
 
 /* A one-file FUSE mount in <run_dir>/devices and a loop device over it. */
 int attach_fuse_open(const char *run_dir, struct attach_backend **ret, struct err *e);
-/* Only in tests: plain files in the place of devices; the daemon gets a pipe. */
-int attach_fake_open(const char *run_dir, struct attach_backend **ret, struct err *e);

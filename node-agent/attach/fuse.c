@@ -96,6 +96,8 @@ static bool collect_mount(void *arg, const struct mountinfo_entry *m) {
     memcpy(d->volume, volume, strlen(volume) + 1);
     if (loop_device_find(m->point, d->path, NULL) < 0)
         d->path[0] = '\0';
+    else
+        d->size_bytes = loop_device_size_bytes(d->path);
     return true;
 }
 
@@ -197,6 +199,7 @@ static int fuse_attach(struct attach_backend *b, const char *volume, bool read_o
     if (rc < 0)
         return rc;
     memcpy(device.volume, volume, strlen(volume) + 1);
+    device.size_bytes = loop_device_size_bytes(device.path);
     *ret = device;
     return 0;
 }

@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
@@ -117,6 +118,11 @@ int loop_device_find(const char *file_path, char ret_path[LOOP_DEVICE_PATH_MAX],
     }
     closedir(dir);
     return found ? 0 : err_set(e, -ERR_NOT_FOUND, "no loop device over %s", file_path);
+}
+
+uint64_t loop_device_size_bytes(const char *path) {
+    char text[SYSFS_TEXT_MAX];
+    return read_sysfs(name_of(path), "size", text) ? strtoull(text, NULL, 10) * SECTOR_SIZE : 0;
 }
 
 static bool wait_until_gone(const char *path) {

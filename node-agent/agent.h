@@ -1,0 +1,87 @@
+/* The agent: which volumes are block devices of this node, and the calls that change it.
+ *
+ * Every volume that is attached, or on its way there or back, is an attachment with a fiber of its
+ * own, which alone changes it (agent.c). Calls only say what they want and wait for a while; a call
+ * that gives up waiting (-ERR_BUSY) leaves the work going on, and the next one joins it.
+ *
+ * All functions on the loop's owner thread; those marked fiber wait. */
+#pragma once
+
+#include "common/loop.h"
+#include "common/metrics.h"
+#include "node-agent/attach/attach.h"
+#include "node-agent/state.h"
+
+enum {
+    AGENT_BACKENDS_MAX = 4,
+    AGENT_ATTACHMENTS_MAX = 512,
+    AGENT_MESSAGE_MAX = 320, /* bytes of what is said about an attachment */
+};
+
+struct agent_config {
+    struct loop *loop;       /* borrowed */
+    struct metrics *metrics; /* borrowed; NULL: none */
+    const char *run_dir;     /* borrowed, like all strings here */
+    const char *node_id;
+    const char *pools_path;                              /* the pool file */
+    const char *daemon_program;                          /* portalbd */
+    uint64_t cache_bytes, journal_bytes;                 /* defaults; 0: the daemon's own */
+    struct attach_backend *backends[AGENT_BACKENDS_MAX]; /* borrowed; the first is the default */
+    size_t backend_count;
+};
+
+struct agent;
+
+/* fiber. Reads attach files and kernel and goes on where the last agent left off. */
+int agent_start(const struct agent_config *config, struct agent **ret, struct err *e);
+/* Every call that waits now or later ends with -ERR_SHUTDOWN. */
+void agent_interrupt(struct agent *a);
+/* fiber. After agent_interrupt and the end of all calls: lets go of everything as it is; daemons
+ * and devices go on without us. */
+void agent_stop(struct agent *a);
+
+enum attachment_phase {
+    ATTACHMENT_ATTACHING,
+    ATTACHMENT_ATTACHED,
+    ATTACHMENT_DETACHING,
+    ATTACHMENT_FAILED, /* the daemon is dead, the device gives errors */
+    ATTACHMENT_GONE,   /* only inside agent.c */
+};
+
+struct attachment_info {
+    char volume[ID_MAX];
+    char device[ATTACH_PATH_MAX];
+    char backend[STATE_BACKEND_MAX];
+    enum attachment_phase phase;
+    uint64_t publish_epoch;
+    uint64_t size_bytes;
+    int64_t daemon_pid; /* 0: none */
+    bool read_only;
+    char message[AGENT_MESSAGE_MAX];
+};
+
+struct agent_attach {
+    const char *volume;
+    uint64_t publish_epoch;
+    bool read_only;
+    const char *backend;                   /* "" or NULL: the default */
+    uint64_t cache_bytes, journal_bytes;   /* 0: the agent's default */
+    const struct pool_config *credentials; /* access_key_id, secret_access_key and session_token
+                                              instead of the pool file's; NULL: none */
+};
+
+/* fiber. The errors are those of proto/agent.proto. limit_us: how long to wait. */
+int agent_attach(struct agent *a, const struct agent_attach *req, uint64_t limit_us,
+                 struct attachment_info *ret, struct err *e);
+int agent_detach(struct agent *a, const char *volume, bool force, uint64_t limit_us, struct err *e);
+int agent_grow(struct agent *a, const char *volume, uint64_t size_bytes, uint64_t limit_us,
+               uint64_t *ret_size_bytes, struct err *e);
+
+/* fiber. What there is to say about a volume's health; *ret_abnormal with the reason. */
+int agent_health(struct agent *a, const char *volume, bool *ret_abnormal,
+                 struct attachment_info *ret, struct err *e);
+
+/* Fills at most max; returns how many. */
+size_t agent_list(struct agent *a, struct attachment_info *items, size_t max);
+
+const struct agent_config *agent_config(const struct agent *a);
