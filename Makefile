@@ -172,7 +172,7 @@ $(SIM_LIB): $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out tests/sim/sim.c tests/s
 $(BUILD)/tests/sim/sim: $(BUILD)/obj/tests/sim/sim.o $(SIM_LIB) $(SUPPORT_LIB) $(CORE_LIBS)
 	$(link) -lcmocka
 $(TEST_TOOLS): $(BUILD)/tools/%: $(BUILD)/obj/tests/tools/%.o $(SUPPORT_LIB) $(CORE_LIBS)
-	$(link) -lcmocka
+	$(link) -lcmocka -lnbd
 
 $(BUILD)/tools/ready: tests/tools/get-tools.sh
 	@tests/tools/get-tools.sh $(BUILD)/tools
