@@ -8,7 +8,8 @@
  * the marker is gone.
  *
  * I1 A device with a marker was never mounted since the marker was written.
- * I2 Whoever has not proved FS_EMPTY or FS_INTERRUPTED under its own eyes does not run mkfs. */
+ * I2 Whoever has not proved FS_EMPTY or FS_INTERRUPTED under its own eyes does not run mkfs.
+ * I3 mkfs itself opens the device exclusively, so two of them never run on one device. */
 #include "csi/mount/filesystem.h"
 
 #include <blkid/blkid.h>
@@ -309,30 +310,43 @@ static int run_mkfs(struct format_job *j, struct err *e) {
     return run_checked(argv, PROGRAM_TIMEOUT_MS, e);
 }
 
-static int do_format(void *data, struct err *e) {
-    struct format_job *j = data;
+/* Under an exclusive opening, which fails while the device is mounted or somebody's mkfs runs on
+ * it: proves that it may be formatted, and writes the marker. */
+static int begin_format(const struct format_job *j, struct err *e) {
     struct fs_probe probe = {0};
     uint64_t size;
     CLEANUP(fd_close) int fd = -1;
-    int rc = device_open(j->device, O_RDWR, &fd, &size, e);
-    if (rc)
-        return rc;
-    rc = probe_fd(fd, size, &probe, e);
+    int rc = device_open(j->device, O_RDWR | O_EXCL, &fd, &size, e);
+    if (rc == 0)
+        rc = probe_fd(fd, size, &probe, e);
     if (rc)
         return rc;
     if (probe.content != FS_EMPTY && probe.content != FS_INTERRUPTED)
         return err_set(e, -ERR_IN_USE, "'%s' is not empty (%s), it is not formatted", j->device,
                        probe.fstype);
-    rc = marker_write(fd, size, true, e);
-    if (rc)
-        return rc;
-    rc = run_mkfs(j, e);
-    if (rc)
-        return rc;
+    return marker_write(fd, size, true, e);
+}
+
+/* Takes the marker away, unless mkfs needed its place. */
+static int end_format(const struct format_job *j, struct err *e) {
     bool marker;
-    rc = marker_present(fd, size, &marker, e);
+    uint64_t size;
+    CLEANUP(fd_close) int fd = -1;
+    int rc = device_open(j->device, O_RDWR | O_EXCL, &fd, &size, e);
+    if (rc == 0)
+        rc = marker_present(fd, size, &marker, e);
     if (rc == 0 && marker)
         rc = marker_write(fd, size, false, e);
+    return rc;
+}
+
+static int do_format(void *data, struct err *e) {
+    struct format_job *j = data;
+    int rc = begin_format(j, e);
+    if (rc == 0)
+        rc = run_mkfs(j, e);
+    if (rc == 0)
+        rc = end_format(j, e);
     return rc;
 }
 
