@@ -61,12 +61,15 @@ struct volume_create {
 /* Creates a volume, or returns the one that exists under this name when it was created by an equal
  * request (size, limit, source and parameters: the fingerprint), growth since then aside. Finishes
  * a creation that died half way. A volume with a source is a clone: O(1) in data, independent of
- * it; larger than its source when that was asked for. -ERR_INVALID: name, size (0 without a source)
- * or parameters out of range; a source of another pool -ERR_EXISTS: the name is taken by a volume
- * that was asked for differently -ERR_NOT_FOUND: the source does not exist -ERR_NO_SPACE: the size
- * (of the source, or rounded up) is above limit_bytes, or above the format's -ERR_UNSUPPORTED: the
- * source is a clone of depth CATALOG_DEPTH_MAX Costs 4 from nothing, <= 12 from a source, 4 when it
- * exists. */
+ * it; larger than its source when that was asked for.
+ *   -ERR_INVALID      name, size (0 without a source) or parameters out of range; a source of
+ *                     another pool
+ *   -ERR_EXISTS       the name is taken by a volume that was asked for differently
+ *   -ERR_NOT_FOUND    the source does not exist
+ *   -ERR_NO_SPACE     the size (of the source, or rounded up) is above limit_bytes, or the format's
+ *   -ERR_UNSUPPORTED  the source is a clone of depth CATALOG_DEPTH_MAX
+ *
+ * Costs 4 from nothing, 10 from a snapshot, 13 from a volume, 4 when it exists. */
 int catalog_volume_create(struct catalog *c, const struct volume_create *req,
                           struct volume_info *ret, struct err *e);
 
@@ -103,7 +106,7 @@ int catalog_volume_delete(struct catalog *c, const char *id, bool force, struct 
  * -ERR_NOT_FOUND: no such volume, or no such node is registered (the text says which)
  * -ERR_IN_USE: another node has it; the text names it
  * -ERR_EXISTS: this node has it, but read-only where writable was asked for or the other way round
- * Costs 8, 6 when it is published there already. */
+ * Costs 8, 4 when it is published there already. */
 int catalog_volume_publish(struct catalog *c, const char *id, const char *node, bool read_only,
                            bool steal, struct volume_info *ret, struct err *e);
 
@@ -112,7 +115,7 @@ int catalog_volume_publish(struct catalog *c, const char *id, const char *node, 
  * + 1 first, a complete open with that epoch follows, and the record says ready (model pubepoch:
  * any other order fences the node that was published next). Of a volume that another node has, or
  * none, or that does not exist: 0, nothing is done.
- * Costs 4 when closed, else about 14 + a walk of the log. */
+ * Costs 6 when closed, else about 16 + a walk of the log. */
 int catalog_volume_unpublish(struct catalog *c, const char *id, const char *node, struct err *e);
 
 /* Makes it at least size_bytes (rounded up) large: the record says so, and while no writer has it
