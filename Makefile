@@ -190,11 +190,11 @@ SANITY      := $(sort $(wildcard tests/conformance/test_sanity*.sh))
 RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY)')
 
 .PHONY: tests-build test test-unit test-sim test-integration sanity asan tsan bench
-tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM)
+tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## every test
-	@$(RUN_TESTS) $(SIM_RUN) $(SANITY) $(INTEGRATION) $(TEST_BINS)
-test-unit: $(TEST_BINS) ## unit, conformance and golden tests
-	@$(RUN_TESTS) $(TEST_BINS)
+	@$(RUN_TESTS) $(SIM_RUN) $(SANITY) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
+test-unit: $(TEST_BINS) replays ## unit, conformance and golden tests, corpora of the fuzzers
+	@$(RUN_TESTS) $(REPLAY_RUNS) $(TEST_BINS)
 test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone
 	@$(if $(SEED),$(SIM) --seed $(SEED) --seeds $(if $(filter command,$(origin SEEDS)),$(SEEDS),1),$(RUN_TESTS) $(SIM_RUN))
 test-integration: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## whole programs, on a real S3 server
@@ -214,7 +214,13 @@ FUZZ_TIME ?= 20
 FUZZERS   := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 $(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(SUPPORT_LIB) $(CORE_LIBS)
 	$(link) -fsanitize=fuzzer
-.PHONY: fuzz fuzz-run
+# In ordinary builds the corpus is replayed, as a test.
+REPLAYS   := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(REPLAYS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/obj/tests/fuzz/replay.o $(SUPPORT_LIB) $(CORE_LIBS)
+	$(link)
+REPLAY_RUNS := $(foreach r,$(REPLAYS),"$(r) tests/fuzz/corpus/$(notdir $(r))")
+.PHONY: fuzz fuzz-run replays
+replays: $(REPLAYS)
 fuzz: ## every fuzzer for FUZZ_TIME seconds, in build-fuzz (clang)
 	@$(MAKE) --no-print-directory BUILD=build-fuzz CC=clang SAN=fuzzer-no-link,address,undefined fuzz-run
 fuzz-run: $(FUZZERS)
@@ -224,12 +230,17 @@ fuzz-run: $(FUZZERS)
 
 # --- lint -------------------------------------------------------------------------------------------------------------
 
-.PHONY: lint lint-quick lint-analyzer
+.PHONY: lint lint-quick lint-format lint-layers lint-tidy lint-scripts lint-analyzer
 lint: lint-quick lint-analyzer ## everything that a tool can check
-lint-quick: $(foreach r,format cache volume catalog,$(if $(filter portalbd/$(r),$(LIB_ROOMS)),$(call room_lib,portalbd/$(r))))
+lint-quick: lint-format lint-layers lint-tidy lint-scripts
+ENGINE_LIBS := $(foreach r,format cache volume catalog,$(if $(filter portalbd/$(r),$(LIB_ROOMS)),$(call room_lib,portalbd/$(r))))
+lint-format:
 	@tools/check-format
+lint-layers: $(ENGINE_LIBS)
 	@tools/check-layers $^
+lint-tidy:
 	@tools/check-tidy
+lint-scripts:
 	@shellcheck --external-sources --source-path=SCRIPTDIR $$(tools/list-scripts)
 lint-analyzer: $(BUILD)/flags
 	@tools/check-analyzer "$$(sed 's/^[^ ]* //' $(BUILD)/flags)"
