@@ -167,9 +167,11 @@ $(if $(filter $(RPC_FOLDERS),$(2)),$(BUILD)/obj/$(1).o: | $(GEN_SRCS))
 endef
 $(foreach t,$(TEST_SRCS:.c=),$(eval $(call test_rule,$(t),$(call test_rooms,$(t).c))))
 
+$(BUILD)/obj/tests/sim/sim.o: CFLAGS += -DSIM_COMMIT='"$(shell git describe --always --dirty 2>/dev/null)"'
 $(SIM_LIB): $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out tests/sim/sim.c tests/sim/test_%,$(wildcard tests/sim/*.c)))
 	$(archive)
-$(BUILD)/tests/sim/sim: $(BUILD)/obj/tests/sim/sim.o $(SIM_LIB) $(SUPPORT_LIB) $(CORE_LIBS)
+SIM_ROOMS := $(filter-out portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon,$(CORE_ROOMS))
+$(BUILD)/tests/sim/sim: $(BUILD)/obj/tests/sim/sim.o $(SIM_LIB) $(SUPPORT_LIB) $(foreach r,$(SIM_ROOMS),$(call room_lib,$(r)))
 	$(link) -lcmocka
 $(TEST_TOOLS): $(BUILD)/tools/%: $(BUILD)/obj/tests/tools/%.o $(SUPPORT_LIB) $(CORE_LIBS)
 	$(link) -lcmocka -lnbd

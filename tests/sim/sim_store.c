@@ -37,6 +37,7 @@ struct sim_bucket {
     struct list_node ops; /* struct op: all */
     size_t handles;
     struct sim_bucket_stats stats;
+    uint64_t pin_changes;
     void (*observer)(void *arg, const struct sim_effect *effect);
     void *observer_arg;
 };
@@ -64,10 +65,11 @@ struct op {
     char *start_after; /* owned; LIST */
     char **keys;       /* owned; DELETE */
     size_t key_count;
-    struct buf body;   /* PUT: to store */
-    unsigned keys_max; /* LIST */
-    size_t torn_at;    /* LIST: keys of the page's first moment; 0: not torn */
-    unsigned effects;  /* still to come */
+    struct buf body;      /* PUT: to store */
+    unsigned keys_max;    /* LIST */
+    size_t torn_at;       /* LIST: keys of the page's first moment; 0: not torn */
+    uint64_t pin_changes; /* LIST: at the first moment */
+    unsigned effects;     /* still to come */
     bool effected;
     bool answered;
     bool has_error; /* the answer is `error`, whatever the effect was */
@@ -189,6 +191,8 @@ size_t sim_bucket_pending(const struct sim_bucket *b) {
 static void observe(struct op *o, const char *key, bool stored, bool existed, bool was_deleted) {
     struct sim_bucket *b = o->bucket;
     bool late = !o->req;
+    if (stored || (o->verb == OBJ_DELETE && existed))
+        b->pin_changes += strstr(key, "/pins/") != NULL;
     b->stats.late += late;
     sim_trace(b->world, o->client, "%s %s%s%s", o->verb == OBJ_PUT ? "PUT" : "DELETE", key,
               o->verb == OBJ_PUT ? (stored ? " stored" : " refused: exists")
@@ -266,6 +270,10 @@ static void effect_list(struct op *o) {
     if (!req->entries)
         req->entries = xcalloc(o->keys_max, sizeof req->entries[0]);
     bool first_half = o->torn_at > 0 && o->effects > 1;
+    if (first_half)
+        o->pin_changes = o->bucket->pin_changes;
+    else if (o->torn_at > 0 && strstr(o->key, "/pins/"))
+        o->bucket->stats.torn_pins += o->pin_changes != o->bucket->pin_changes;
     list_more(o, first_half ? o->torn_at : o->keys_max);
 }
 

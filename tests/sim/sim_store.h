@@ -65,6 +65,7 @@ struct sim_bucket_stats {
     uint64_t errors; /* answers other than the effect's own */
     uint64_t late;   /* effects that nobody waited for */
     uint64_t duplicates;
+    uint64_t torn_pins; /* LISTs of pins that saw two states */
 };
 const struct sim_bucket_stats *sim_bucket_stats(const struct sim_bucket *b);
 /* Operations that are not over: requests that wait for their answer, effects that are still to

@@ -1,0 +1,264 @@
+/* The bucket when everything has come to rest: what live roots need is there (I12), pins stand for
+ * something (I11), and deleted volumes have given everything back that the protocol does not keep
+ * for ever. What replaced runs and shadowed segments of live volumes leave behind is counted as
+ * garbage: collecting it is not built yet. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/mem.h"
+#include "tests/sim/sim.h"
+
+/* Keys that something live needs, sorted once all are in. */
+struct keys {
+    char **items; /* owned, each too */
+    size_t count;
+    size_t cap;
+};
+
+struct audit {
+    struct sim *sim;
+    struct keys needed;
+};
+
+static void need(struct audit *a, const char *key) {
+    struct keys *k = &a->needed;
+    if (k->count == k->cap) {
+        k->cap = MAX(2 * k->cap, (size_t)64);
+        k->items = xrealloc(k->items, k->cap * sizeof k->items[0]);
+    }
+    k->items[k->count++] = xstrdup(key);
+}
+
+static int compare_keys(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static bool is_needed(const struct audit *a, const char *key) {
+    return a->needed.count > 0 && bsearch(&key, a->needed.items, a->needed.count,
+                                          sizeof a->needed.items[0], compare_keys) != NULL;
+}
+
+static bool get(struct audit *a, const char *key, const char *who, struct view *ret) {
+    need(a, key);
+    if (sim_bucket_find(a->sim->bucket, key, ret))
+        return true;
+    sim_fail(a->sim, "I12: %s needs %s, which is not in the store", who, key);
+    return false;
+}
+
+static void check_run(struct audit *a, const struct volume_key *owner, const struct obj_ref *ref,
+                      const char *who) {
+    char key[KEY_MAX];
+    struct view body;
+    key_of_ref(key, owner, ref);
+    if (!get(a, key, who, &body))
+        return;
+    struct err e = {0};
+    struct run_index x;
+    if (run_index_decode(&x, body, &e) < 0) {
+        sim_fail(a->sim, "%s of %s does not decode: %s", key, who, e.text);
+        return;
+    }
+    for (size_t i = 0; i < x.part_count; i++) {
+        key_of_ref(key, &x.volumes[x.parts[i].ref.volume], &x.parts[i].ref);
+        get(a, key, who, &body);
+    }
+    for (size_t i = 0; i < x.usage_count; i++) {
+        key_of_ref(key, &x.volumes[x.usage[i].ref.volume], &x.usage[i].ref);
+        get(a, key, who, &body);
+    }
+    run_index_release(&x);
+}
+
+static void check_root(struct audit *a, const struct root *root, const char *who) {
+    for (size_t i = 0; i < root->run_count; i++)
+        check_run(a, &root->volumes[root->runs[i].index.volume], &root->runs[i].index, who);
+    for (size_t i = 0; i < root->tail_count; i++) {
+        for (uint64_t k = 0; k < root->tail[i].count; k++) {
+            char key[KEY_MAX];
+            struct view body;
+            key_log(key, &root->volumes[root->tail[i].volume], root->tail[i].first + k);
+            get(a, key, who, &body);
+        }
+    }
+}
+
+/* The last component of a key's folder tells the kind. */
+static bool in_folder(const char *key, const char *folder) {
+    const char *at = strstr(key, folder);
+    return at && !strchr(at + strlen(folder), '/');
+}
+
+static size_t volume_prefix_len(const char *key) {
+    const char *id = key + strlen("volumes/");
+    return (size_t)(strchr(id, '/') + 1 - key);
+}
+
+/* The newest manifest of the volume that has this prefix: the first one in the order of keys. */
+static bool newest_manifest(struct audit *a, const char *prefix, size_t prefix_len,
+                            struct manifest *ret) {
+    char folder[KEY_MAX];
+    snprintf(folder, sizeof folder, "%.*smanifest/", (int)prefix_len, prefix);
+    size_t i = sim_bucket_lower_bound(a->sim->bucket, folder);
+    if (i == sim_bucket_count(a->sim->bucket))
+        return false;
+    const char *key;
+    struct view body;
+    sim_bucket_at(a->sim->bucket, i, &key, &body);
+    uint64_t n;
+    if (strncmp(key, folder, strlen(folder)) != 0 || key_parse_numbered(key, &n) < 0)
+        return false;
+    struct err e = {0};
+    if (manifest_decode(ret, n, body, &e) == 0)
+        return true;
+    sim_fail(a->sim, "%s does not decode: %s", key, e.text);
+    return false;
+}
+
+static struct sim_volume *volume_of(struct sim *s, const char *prefix, size_t prefix_len) {
+    list_for_each (&s->volumes, node) {
+        struct sim_volume *v = list_entry(node, struct sim_volume, node);
+        char own[KEY_MAX];
+        key_volume_prefix(own, &v->key);
+        if (v->key.text[0] && strlen(own) == prefix_len && strncmp(own, prefix, prefix_len) == 0)
+            return v;
+    }
+    return NULL;
+}
+
+static struct snap *snap_of_pin(struct sim *s, const struct random_id *pin) {
+    list_for_each (&s->snaps, node) {
+        struct snap *n = list_entry(node, struct snap, node);
+        if (n->state == LIVE && random_id_equal(&n->pin, pin))
+            return n;
+    }
+    return NULL;
+}
+
+/* Does the first manifest of a live clone, or of a deleted one that still holds it, name this pin?
+ */
+static bool clone_holds(struct audit *a, const struct commit_key *commit,
+                        const struct random_id *pin) {
+    struct view body;
+    if (!commit->is_clone || !sim_bucket_find(a->sim->bucket, commit->key, &body))
+        return false;
+    struct manifest m;
+    if (manifest_decode(&m, 1, body, NULL) < 0)
+        return false;
+    bool holds = false;
+    for (size_t i = 0; i < m.held_pin_count; i++)
+        holds |= random_id_equal(&m.held_pins[i].pin, pin);
+    manifest_release(&m);
+    return holds;
+}
+
+static void check_pin_root(struct audit *a, const char *key, struct view body) {
+    struct pin_root p;
+    struct err e = {0};
+    if (pin_root_decode(&p, body, &e) < 0) {
+        sim_fail(a->sim, "%s does not decode: %s", key, e.text);
+        return;
+    }
+    if (!p.expired) {
+        struct snap *snap = snap_of_pin(a->sim, &p.pin);
+        bool live = p.commit.is_clone ? clone_holds(a, &p.commit, &p.pin) : snap != NULL;
+        if (!live)
+            sim_fail(a->sim, "I11: %s holds a root, but nothing live names it", key);
+        check_root(a, &p.root, key);
+        char claim[KEY_MAX];
+        snprintf(claim, sizeof claim, "%.*s.claim", (int)(strrchr(key, '.') - key), key);
+        struct view claim_body;
+        if (!sim_bucket_find(a->sim->bucket, claim, &claim_body))
+            sim_fail(a->sim, "I11: %s has no claim", key);
+    }
+    pin_root_release(&p);
+}
+
+static void check_claim(struct audit *a, const char *key) {
+    char root[KEY_MAX];
+    snprintf(root, sizeof root, "%.*s.root", (int)(strrchr(key, '.') - key), key);
+    struct view body;
+    if (!sim_bucket_find(a->sim->bucket, root, &body))
+        sim_fail(a->sim, "I11: %s has no root after two rounds of the sweeper", key);
+}
+
+/* First pass: what is needed. */
+static void collect_needs(struct audit *a) {
+    struct sim_bucket *b = a->sim->bucket;
+    size_t last_prefix = 0;
+    const char *last = "";
+    for (size_t i = sim_bucket_lower_bound(b, "volumes/"); i < sim_bucket_count(b); i++) {
+        const char *key;
+        struct view body;
+        sim_bucket_at(b, i, &key, &body);
+        if (strncmp(key, "volumes/", 8) != 0)
+            break;
+        size_t prefix = volume_prefix_len(key);
+        if (prefix != last_prefix || strncmp(key, last, prefix) != 0) {
+            last = key;
+            last_prefix = prefix;
+            struct manifest m;
+            if (newest_manifest(a, key, prefix, &m)) {
+                struct sim_volume *v = volume_of(a->sim, key, prefix);
+                if (v && m.deleted != (v->state == DEAD))
+                    sim_fail(a->sim, "volume %s: its manifest says %s", v->name,
+                             m.deleted ? "deleted" : "not deleted");
+                char who[64];
+                snprintf(who, sizeof who, "%.40s manifest %" PRIu64, key + 8, m.number);
+                check_root(a, &m.root, who);
+                manifest_release(&m);
+            }
+        }
+        if (in_folder(key, "/pins/") && strstr(key, ".root"))
+            check_pin_root(a, key, body);
+        else if (in_folder(key, "/pins/"))
+            check_claim(a, key);
+    }
+}
+
+/* Second pass: what else is there. */
+static void look_at_rest(struct audit *a) {
+    struct sim *s = a->sim;
+    for (size_t i = sim_bucket_lower_bound(s->bucket, "volumes/"); i < sim_bucket_count(s->bucket);
+         i++) {
+        const char *key;
+        struct view body;
+        sim_bucket_at(s->bucket, i, &key, &body);
+        if (strncmp(key, "volumes/", 8) != 0)
+            break;
+        s->totals.objects_left++;
+        if (in_folder(key, "/pins/") || is_needed(a, key))
+            continue;
+        if (in_folder(key, "/log/") && body.len == SEGMENT_FENCE_SIZE) {
+            s->totals.objects_fences++;
+            continue;
+        }
+        struct manifest m;
+        if (!newest_manifest(a, key, volume_prefix_len(key), &m)) {
+            sim_fail(s, "%s is in no volume", key);
+            continue;
+        }
+        uint64_t n = 0;
+        bool is_manifest = in_folder(key, "/manifest/") && key_parse_numbered(key, &n) == 0;
+        bool kept = is_manifest && (n == 1 || n == m.number);
+        bool leak = m.deleted && !kept;
+        manifest_release(&m);
+        s->totals.objects_manifests += is_manifest;
+        s->totals.objects_garbage += !is_manifest;
+        if (leak)
+            sim_fail(s, "leak: %s is left of a deleted volume", key);
+    }
+}
+
+void audit_bucket(struct sim *s) {
+    struct audit a = {.sim = s};
+    collect_needs(&a);
+    qsort(a.needed.items, a.needed.count, sizeof a.needed.items[0], compare_keys);
+    if (!checker_failed(&s->checker))
+        look_at_rest(&a);
+    for (size_t i = 0; i < a.needed.count; i++)
+        free(a.needed.items[i]);
+    free(a.needed.items);
+}

@@ -1,0 +1,349 @@
+/* A controller: works on the catalog, several tasks at a time. It may be killed in the middle of
+ * any of them; somebody then tries again, or nobody does.
+ *
+ * What a task did is told to the run's volumes and snapshots when it ends. A task whose controller
+ * was killed leaves them in doubt: UNBORN (perhaps created) or DYING (perhaps deleted). */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/mem.h"
+#include "portalbd/objstore/retry.h"
+#include "tests/sim/sim.h"
+
+static const char *const task_names[TASK_KINDS] = {
+    "prepare", "create",   "publish",         "unpublish",  "expand",
+    "delete",  "snapshot", "delete snapshot", "background",
+};
+
+static void node_name(char *to, size_t size, unsigned node) {
+    snprintf(to, size, "node-%u", node);
+}
+
+/* An error that this task may end with. */
+static bool is_expected(const struct task *t, int rc) {
+    bool source_gone = t->vol && (t->vol->state != LIVE ||
+                                  (t->vol->from_snap && t->vol->from_snap->state != LIVE) ||
+                                  (t->vol->from_volume && t->vol->from_volume->state != LIVE));
+    bool snap_source_gone = t->snap && t->snap->source->state != LIVE;
+    if (t->controller->dead || rc == -ERR_BUSY || rc == -ERR_STALE)
+        return true;
+    if (rc == -ERR_NOT_FOUND)
+        return source_gone || snap_source_gone;
+    if (rc == -ERR_IN_USE)
+        return t->kind == TASK_PUBLISH || t->kind == TASK_DELETE;
+    return false;
+}
+
+static void judge(const struct task *t, int rc, const struct err *e) {
+    struct sim *s = t->controller->sim;
+    const char *what = t->snap ? t->snap->name : t->vol ? t->vol->name : "";
+    sim_trace(&s->world, t->controller->proc.name, "%s %s: %s", task_names[t->kind], what,
+              rc < 0 ? e->text : "done");
+    if (rc < 0 && !is_expected(t, rc))
+        sim_fail(s, "%s of %s by %s ended with %s: %s", task_names[t->kind], what,
+                 t->controller->proc.name, err_code_name(rc), e->text);
+}
+
+/* --- volumes --- */
+
+static void volume_is_there(struct sim *s, struct sim_volume *vol, const struct volume_info *info) {
+    if (vol->state != UNBORN) {
+        if (vol->state == LIVE && strcmp(vol->id, info->id) != 0)
+            sim_fail(s, "volume %s was created twice: %s and %s", vol->name, vol->id, info->id);
+        return;
+    }
+    vol->state = LIVE;
+    memcpy(vol->id, info->id, sizeof vol->id);
+    vol->key = info->record.key;
+    struct image *origin = vol->from_snap ? vol->from_snap->image : vol->origin;
+    vol->model = model_volume_new(&s->checker, vol->name, origin, info->size_bytes);
+    if (origin) {
+        s->totals.clones++;
+        if (vol->from_volume)
+            vol->from_volume->clones++;
+        else
+            vol->from_snap->source->clones++;
+    }
+}
+
+static int run_create(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct sim_volume *vol = t->vol;
+    const char *source = vol->from_snap     ? vol->from_snap->id
+                         : vol->from_volume ? vol->from_volume->id
+                                            : NULL;
+    struct volume_create req = {.name = vol->name, .size_bytes = vol->size_bytes, .source = source};
+    if (vol->from_volume && !vol->origin)
+        vol->origin = model_image_begin(vol->from_volume->model, vol->name);
+    struct volume_info info;
+    int rc = catalog_volume_create(&c->catalog, &req, &info, e);
+    if (vol->origin)
+        model_image_end(vol->origin);
+    if (rc == 0 && !c->dead)
+        volume_is_there(c->sim, vol, &info);
+    else if (rc == -ERR_NOT_FOUND && !c->dead && vol->state == UNBORN)
+        vol->state = DEAD;
+    if (rc == 0)
+        volume_info_release(&info);
+    return rc;
+}
+
+static int run_publish(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    char node[16];
+    node_name(node, sizeof node, t->node);
+    struct volume_info info;
+    int rc = catalog_volume_publish(&c->catalog, t->vol->id, node, false, t->steal, &info, e);
+    if (rc < 0)
+        return rc;
+    uint64_t epoch = info.record.publish_epoch;
+    volume_info_release(&info);
+    if (c->dead)
+        return 0;
+    t->vol->published = true;
+    t->vol->publish_epoch = MAX(t->vol->publish_epoch, epoch);
+    if (t->start && t->vol->state == LIVE)
+        daemon_start(c->sim, t->vol, epoch);
+    return 0;
+}
+
+static int run_unpublish(struct task *t, struct err *e) {
+    char node[16];
+    node_name(node, sizeof node, t->node);
+    int rc = catalog_volume_unpublish(&t->controller->catalog, t->vol->id,
+                                      t->node < NODES ? node : NULL, e);
+    if (rc == 0 && !t->controller->dead && t->node == NODES)
+        t->vol->published = false;
+    return rc;
+}
+
+static int run_expand(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct model_volume *m = t->vol->model;
+    m->size_wanted = MAX(m->size_wanted, t->size_bytes);
+    struct volume_info info;
+    bool needs_node;
+    int rc =
+        catalog_volume_expand(&c->catalog, t->vol->id, t->size_bytes, 0, &info, &needs_node, e);
+    if (rc < 0)
+        return rc;
+    if (!c->dead && !needs_node)
+        m->size_acked = MAX(m->size_acked, t->size_bytes);
+    volume_info_release(&info);
+    c->sim->totals.grows++;
+    return 0;
+}
+
+static bool has_writer(struct sim *s, const struct sim_volume *vol) {
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (d->vol == vol && daemon_is_writer(d) && d->state == DAEMON_SERVING)
+            return true;
+    }
+    return false;
+}
+
+static int run_delete(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct sim_volume *vol = t->vol;
+    enum existence before = vol->state;
+    vol->state = DYING;
+    int rc = catalog_volume_delete(&c->catalog, vol->id, t->steal, e);
+    if (c->dead || vol->state == DEAD)
+        return rc;
+    if (rc == -ERR_IN_USE && before == LIVE && vol->busy == 1)
+        vol->state = LIVE;
+    if (rc < 0)
+        return rc;
+    vol->state = DEAD;
+    model_deleted(vol->model);
+    c->sim->totals.deletes++;
+    if (vol->snaps > 0)
+        scenarios_note(c->sim, S11_DELETE_WITH_SNAPSHOTS);
+    if (vol->clones > 0)
+        scenarios_note(c->sim, S11_DELETE_WITH_CLONES);
+    if (has_writer(c->sim, vol))
+        scenarios_note(c->sim, S11_ZOMBIE_AFTER_DELETE);
+    return 0;
+}
+
+/* --- snapshots --- */
+
+static void note_beside(struct sim *s, const struct sim_volume *vol) {
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (d->vol != vol || !daemon_is_writer(d))
+            continue;
+        if (d->state == DAEMON_OPENING)
+            scenarios_note(s, S9_SNAPSHOT_DURING_OPEN);
+        if (d->checkpointing)
+            scenarios_note(s, S9_SNAPSHOT_DURING_CHECKPOINT);
+    }
+}
+
+static int run_snapshot(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct snap *snap = t->snap;
+    if (!snap->image)
+        snap->image = model_image_begin(snap->source->model, snap->name);
+    note_beside(c->sim, snap->source);
+    if (++snap->makers > 1)
+        scenarios_note(c->sim, S7_TWO_MAKERS);
+    struct snapshot_info info;
+    int rc = catalog_snapshot_create(&c->catalog, snap->name, snap->source->id, &info, e);
+    snap->makers--;
+    if (!c->dead)
+        note_beside(c->sim, snap->source);
+    if (snap->state == UNBORN)
+        model_image_end(snap->image);
+    if (rc == 0 && !c->dead && snap->state == UNBORN) {
+        snap->state = LIVE;
+        memcpy(snap->id, info.id, sizeof snap->id);
+        snap->volume = info.record.source;
+        snap->pin = info.record.pin;
+        snap->source->snaps++;
+        c->sim->totals.snapshots++;
+    } else if (rc == -ERR_NOT_FOUND && !c->dead && snap->state == UNBORN && snap->makers == 0) {
+        snap->state = DEAD;
+    }
+    if (rc == 0)
+        snapshot_info_release(&info);
+    return rc;
+}
+
+static int run_delete_snapshot(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    t->snap->state = DYING;
+    int rc = catalog_snapshot_delete(&c->catalog, t->snap->id, e);
+    if (rc == 0 && !c->dead && t->snap->state != DEAD) {
+        t->snap->state = DEAD;
+        t->snap->source->snaps--;
+    }
+    return rc;
+}
+
+static int run_background(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct background_result result = {0};
+    int rc = background_pass(&c->background, &result, e);
+    c->sim->totals.pins_swept += result.pins_swept;
+    if (rc == 0 && result.failures > 0)
+        sim_trace(&c->sim->world, c->proc.name, "background left %zu volumes: %s", result.failures,
+                  result.first_failure.text);
+    return rc;
+}
+
+/* The first task of a run: the pool and its nodes. */
+static int run_prepare(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct pool_create options = {0};
+    struct pool_record pool;
+    int rc = catalog_pool_create(&c->catalog, &options, &pool, e);
+    if (rc < 0)
+        return rc;
+    pool_record_release(&pool);
+    for (unsigned i = 0; rc == 0 && i < NODES; i++) {
+        char node[16];
+        node_name(node, sizeof node, i);
+        rc = catalog_node_register(&c->catalog, node, "1", e);
+    }
+    return rc;
+}
+
+/* --- the process --- */
+
+static int run(struct task *t, struct err *e) {
+    switch (t->kind) {
+    case TASK_PREPARE:
+        return run_prepare(t, e);
+    case TASK_CREATE:
+        return run_create(t, e);
+    case TASK_PUBLISH:
+        return run_publish(t, e);
+    case TASK_UNPUBLISH:
+        return run_unpublish(t, e);
+    case TASK_EXPAND:
+        return run_expand(t, e);
+    case TASK_DELETE:
+        return run_delete(t, e);
+    case TASK_SNAPSHOT:
+        return run_snapshot(t, e);
+    case TASK_DELETE_SNAPSHOT:
+        return run_delete_snapshot(t, e);
+    case TASK_BACKGROUND:
+        return run_background(t, e);
+    case TASK_KINDS:
+        break;
+    }
+    return -ERR_INVALID;
+}
+
+static void task_main(void *arg) {
+    struct task *t = arg;
+    struct controller *c = t->controller;
+    struct err e = {0};
+    int rc = run(t, &e);
+    judge(t, rc, &e);
+    c->sim->totals.tasks++;
+    c->sim->totals.tasks_killed += c->dead;
+    if (t->vol)
+        t->vol->busy--;
+    c->tasks--;
+    c->tasks_of[t->kind]--;
+    free(t);
+}
+
+void controller_submit(struct controller *c, const struct task *t) {
+    struct task *copy = NEW(struct task);
+    *copy = *t;
+    copy->controller = c;
+    if (t->vol)
+        t->vol->busy++;
+    c->tasks++;
+    c->tasks_of[t->kind]++;
+    sim_trace(&c->sim->world, c->proc.name, "%s %s ...", task_names[t->kind],
+              t->snap  ? t->snap->name
+              : t->vol ? t->vol->name
+                       : "");
+    fiber_start(&c->proc.env, task_main, copy);
+}
+
+static void on_kill(struct sim_proc *p) {
+    struct controller *c = p->owner;
+    c->dead = true;
+    sim_store_cut(c->below);
+}
+
+static bool is_gone(struct sim_proc *p) {
+    return ((const struct controller *)p->owner)->tasks == 0;
+}
+
+struct controller *controller_start(struct sim *s) {
+    struct controller *c = NEW(struct controller);
+    c->sim = s;
+    char name[SIM_NAME_MAX];
+    name_format(name, sizeof name, "c", s->next_number++);
+    sim_proc_init(&c->proc, &s->world, name);
+    c->proc.owner = c;
+    c->proc.on_kill = on_kill;
+    c->proc.gone = is_gone;
+    c->below = sim_store_open(s->bucket, &c->proc, name);
+    c->store = objstore_retry_new(c->below, NULL);
+    catalog_init(&c->catalog, &c->proc.env, c->store, SIM_POOL);
+    background_init(&c->background, &c->catalog);
+    list_push_back(&s->controllers, &c->node);
+    return c;
+}
+
+void controller_kill(struct controller *c) {
+    scenarios_at_kill(c->sim, &c->proc);
+    sim_trace(&c->sim->world, c->proc.name, "KILLED");
+    sim_proc_kill(&c->proc);
+    background_release(&c->background);
+    objstore_close(c->store);
+    sim_proc_release(&c->proc);
+    list_remove(&c->node);
+    free(c);
+}

@@ -1,0 +1,155 @@
+/* A run: from a seed to a verdict. The seed draws the limits of the engine, the faults of the store
+ * and the habits of the clients, so that different seeds dwell in different corners. */
+#include "tests/sim/sim.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/mem.h"
+
+enum { TURNS_MAX = 30 * 1000 * 1000 };
+
+void name_format(char *to, size_t size, const char *prefix, unsigned number) {
+    snprintf(to, size, "%s%u", prefix, number);
+}
+
+static unsigned draw_rate(struct sim_world *w, unsigned max) {
+    return sim_chance(w, 400) ? 0 : (unsigned)sim_skewed(w, 1, max);
+}
+
+/* Each kind of fault is absent from many runs, so that no kind hides another. */
+static struct sim_faults draw_faults(struct sim_world *w, unsigned scale) {
+    return (struct sim_faults){
+        .latency_us_max = sim_between(w, 1000, 40000),
+        .slow = draw_rate(w, 10 * scale),
+        .slow_us_max = sim_skewed(w, 100000, 5000000),
+        .refused = draw_rate(w, 20 * scale),
+        .timeout = draw_rate(w, 4 * scale),
+        .lost_answer = draw_rate(w, 20 * scale),
+        .late = draw_rate(w, 10 * scale),
+        .duplicate = draw_rate(w, 20 * scale),
+        .late_us_max = sim_skewed(w, 1000000, 900 * 1000000),
+        .conflict = draw_rate(w, 20 * scale),
+        .short_body = draw_rate(w, 20 * scale),
+        .short_page = draw_rate(w, 100 * scale),
+        .torn_page = draw_rate(w, 100 * scale),
+    };
+}
+
+static void draw_limits(struct sim *s) {
+    struct sim_world *w = &s->world;
+    s->limits = (struct volume_config){
+        .journal_size = UINT64_C(4096) * sim_between(w, 1024, 2048),
+        .cache_size = UINT64_C(4096) * sim_skewed(w, 8, 512),
+        .flush_coalesce_us = sim_chance(w, 800) ? 0 : sim_between(w, 1, 5000),
+        .segment_size = UINT64_C(4096) * sim_skewed(w, 1, 256),
+        .checkpoint_segments = (uint32_t)sim_skewed(w, 2, 60),
+        .checkpoint_extents = (uint32_t)sim_skewed(w, 16, 4000),
+        .runs_max = (uint32_t)sim_between(w, 1, 8),
+    };
+    s->client_count = (unsigned)sim_between(w, 1, 10);
+    s->think_us = sim_skewed(w, 100, 30000);
+    s->write_weight = (unsigned)sim_between(w, 200, 700);
+    s->trim_weight = (unsigned)sim_skewed(w, 10, 200);
+    s->flush_weight = (unsigned)sim_skewed(w, 5, 150);
+    s->world.turn_jitter_us = sim_skewed(w, 0, 500);
+    s->world.job_us_max = sim_skewed(w, 10, 20000);
+}
+
+/* A hot area, and far places at borders of the volume: some appear only when it grows. */
+static void draw_spans(struct sim *s) {
+    struct sim_world *w = &s->world;
+    s->hot_sectors = (uint32_t)sim_between(w, 128, 768) * 8;
+    checker_add_span(&s->checker, 0, s->hot_sectors);
+    uint64_t end =
+        sim_chance(w, 200) ? VOLUME_SIZE_MAX / SECTOR_SIZE : UINT64_C(1) << sim_between(w, 16, 40);
+    checker_add_span(&s->checker, end / 2 - 30, 64);
+    bool at_limit = end == VOLUME_SIZE_MAX / SECTOR_SIZE;
+    checker_add_span(&s->checker, end - 40, at_limit ? 40 : 80);
+    s->size_bytes = end * SECTOR_SIZE;
+}
+
+static void director_main(void *arg) {
+    struct sim *s = arg;
+    director_run(s);
+    if (!checker_failed(&s->checker))
+        director_settle(s);
+    s->done = true;
+}
+
+static void sim_init(struct sim *s, const struct sim_options *options) {
+    *s = (struct sim){.options = *options};
+    sim_world_init(&s->world, options->seed);
+    s->world.trace = options->trace;
+    list_init(&s->daemons);
+    list_init(&s->controllers);
+    list_init(&s->volumes);
+    list_init(&s->snaps);
+    checker_init(&s->checker);
+    draw_limits(s);
+    draw_spans(s);
+    s->calm = draw_faults(&s->world, 1);
+    s->storm = draw_faults(&s->world, 10);
+    s->bucket = sim_bucket_new(&s->world, &s->calm);
+    scenarios_watch_store(s);
+    sim_proc_init(&s->director, &s->world, "director");
+}
+
+/* Also after a finding, in the middle of everything: so that leaks show. */
+static void sim_release(struct sim *s) {
+    while (!list_empty(&s->daemons))
+        daemon_kill(list_entry(s->daemons.next, struct daemon, node));
+    while (!list_empty(&s->controllers))
+        controller_kill(list_entry(s->controllers.next, struct controller, node));
+    sim_proc_kill(&s->director);
+    sim_proc_release(&s->director);
+    struct list_node *node;
+    while ((node = list_pop_front(&s->volumes)) != NULL)
+        free(list_entry(node, struct sim_volume, node));
+    while ((node = list_pop_front(&s->snaps)) != NULL)
+        free(list_entry(node, struct snap, node));
+    sim_bucket_free(s->bucket);
+    sim_world_release(&s->world);
+    checker_release(&s->checker);
+}
+
+static void add_up(struct sim *s) {
+    struct sim_totals *t = &s->totals;
+    const struct sim_bucket_stats *b = sim_bucket_stats(s->bucket);
+    for (size_t i = 0; i < ARRAY_LEN(t->requests); i++)
+        t->requests[i] = b->requests[i];
+    t->store_errors = b->errors;
+    t->late_effects = b->late;
+    t->duplicates = b->duplicates;
+    t->scenarios[S8_PINS_CHANGE_IN_LIST] = b->torn_pins;
+    t->operations = s->checker.operations;
+    t->reads_checked = s->checker.reads_checked;
+    t->cuts_checked = s->checker.cuts_checked;
+    t->records_lost = s->checker.records_lost;
+    t->turns = s->world.turns;
+    t->virtual_ms = s->world.now_us / 1000;
+}
+
+bool sim_run(const struct sim_options *options, struct sim_totals *totals, char *finding) {
+    struct sim s;
+    sim_init(&s, options);
+    fiber_start(&s.director.env, director_main, &s);
+    while (!s.done && !checker_failed(&s.checker) && sim_step(&s.world))
+        if (s.world.turns > TURNS_MAX)
+            sim_fail(&s, "more than %d turns: something goes round in circles", TURNS_MAX);
+    if (!s.done)
+        sim_fail(&s, "the world stands still: somebody waits for nothing");
+    add_up(&s);
+    bool good = !checker_failed(&s.checker);
+    snprintf(finding, SIM_FINDING_MAX, "operation %" PRIu64 ", %" PRIu64 ".%06" PRIu64 " s: %s",
+             s.checker.operations, s.world.now_us / 1000000, s.world.now_us % 1000000,
+             s.checker.finding);
+    if (options->verbose)
+        printf("seed %" PRIu64 ": digest %016" PRIx64 ", %" PRIu64 " turns, %" PRIu64
+               " operations\n",
+               options->seed, s.world.digest, s.world.turns, s.checker.operations);
+    *totals = s.totals;
+    sim_release(&s);
+    return good;
+}

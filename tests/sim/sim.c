@@ -1,0 +1,302 @@
+/* sim: runs of the simulator, a process each.
+ *
+ * A failed CHECK, a sanitizer's report or a hang ends only that run's process; the parent says
+ * which seed it was and how to see it again. */
+#include <argp.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/mem.h"
+#include "tests/sim/sim.h"
+
+#ifndef SIM_COMMIT
+#define SIM_COMMIT "unknown"
+#endif
+
+enum { JOBS_MAX = 64, RUN_SECONDS_MAX = 300, OPERATIONS_DEFAULT = 2000 };
+
+struct arguments {
+    uint64_t seed;
+    uint64_t seeds;
+    uint64_t operations;
+    unsigned jobs;
+    const char *mutant;
+    bool trace;
+    bool verbose;
+    bool expect_finding;
+    bool keep_going;
+    const char *program;
+};
+
+/* What a run's process hands to its parent through a pipe. */
+struct report {
+    bool good;
+    char finding[SIM_FINDING_MAX];
+    struct sim_totals totals;
+};
+
+struct job {
+    pid_t pid; /* 0: free */
+    int fd;
+    uint64_t seed;
+};
+
+struct batch {
+    const struct arguments *args;
+    struct sim_totals totals;
+    uint64_t passed;
+    uint64_t failed;
+    uint64_t first_failed;
+};
+
+static void run_child(const struct arguments *a, uint64_t seed, int fd) {
+    alarm(RUN_SECONDS_MAX);
+    struct sim_options options = {
+        .seed = seed, .operations = a->operations, .trace = a->trace, .verbose = a->verbose};
+    struct report *r = NEW(struct report);
+    r->good = sim_run(&options, &r->totals, r->finding);
+    fflush(stdout);
+    const uint8_t *at = (const uint8_t *)r;
+    for (size_t done = 0; done < sizeof *r;) {
+        ssize_t n = write(fd, at + done, sizeof *r - done);
+        if (n <= 0)
+            exit(2);
+        done += (size_t)n;
+    }
+    free(r);
+    exit(0); /* so that leaks are looked for */
+}
+
+static void start_job(const struct arguments *a, struct job *j, uint64_t seed) {
+    int fds[2];
+    CHECK(pipe(fds) == 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        close(fds[0]);
+        run_child(a, seed, fds[1]);
+    }
+    close(fds[1]);
+    *j = (struct job){.pid = pid, .fd = fds[0], .seed = seed};
+}
+
+static bool read_report(int fd, struct report *ret) {
+    uint8_t *at = (uint8_t *)ret;
+    for (size_t done = 0; done < sizeof *ret;) {
+        ssize_t n = read(fd, at + done, sizeof *ret - done);
+        if (n <= 0)
+            return false;
+        done += (size_t)n;
+    }
+    return true;
+}
+
+static void add_totals(struct sim_totals *to, const struct sim_totals *from) {
+    uint64_t *t = (uint64_t *)to;
+    const uint64_t *f = (const uint64_t *)from;
+    for (size_t i = 0; i < sizeof *to / sizeof *t; i++)
+        t[i] += f[i];
+}
+
+static void say_finding(const struct batch *b, uint64_t seed, const char *text) {
+    const struct arguments *a = b->args;
+    if (a->expect_finding && !a->verbose)
+        return;
+    printf("FOUND seed %" PRIu64 " commit %s\n  %s\n", seed, SIM_COMMIT, text);
+    printf("  replay: %s%s%s --seed %" PRIu64 " --seeds 1 --ops %" PRIu64 " --trace\n",
+           a->mutant ? "PORTALBD_MUTANT=" : "", a->mutant ? a->mutant : "", a->program, seed,
+           a->operations);
+    fflush(stdout);
+}
+
+static void end_job(struct batch *b, struct job *j) {
+    struct report *r = NEW(struct report);
+    bool complete = read_report(j->fd, r);
+    close(j->fd);
+    int status;
+    CHECK(waitpid(j->pid, &status, 0) == j->pid);
+    char text[128];
+    if (complete && !r->good) {
+        say_finding(b, j->seed, r->finding);
+    } else if (WIFSIGNALED(status)) {
+        snprintf(text, sizeof text, "the run was ended by signal %d (%s)", WTERMSIG(status),
+                 WTERMSIG(status) == SIGALRM ? "it takes too long" : strsignal(WTERMSIG(status)));
+        say_finding(b, j->seed, text);
+    } else if (!complete || WEXITSTATUS(status) != 0) {
+        snprintf(text, sizeof text, "the run exited with %d", WEXITSTATUS(status));
+        say_finding(b, j->seed, text);
+    } else {
+        b->passed++;
+        add_totals(&b->totals, &r->totals);
+        free(r);
+        j->pid = 0;
+        return;
+    }
+    if (b->failed++ == 0)
+        b->first_failed = j->seed;
+    free(r);
+    j->pid = 0;
+}
+
+static void run_batch(struct batch *b) {
+    const struct arguments *a = b->args;
+    struct job jobs[JOBS_MAX] = {0};
+    uint64_t next = a->seed, end = a->seed + a->seeds, ended = a->seed;
+    while (ended < end) {
+        bool go_on = b->failed == 0 || a->keep_going;
+        /* Job i runs every a->jobs-th seed: they end in the order of their starts. */
+        while (go_on && next < end && next < ended + a->jobs) {
+            start_job(a, &jobs[next % a->jobs], next);
+            next++;
+        }
+        if (ended == next)
+            return;
+        end_job(b, &jobs[ended % a->jobs]);
+        ended++;
+    }
+}
+
+#define SHOW(name) printf("  %-40s %12" PRIu64 "\n", #name, t->name)
+
+static void show_totals(const struct sim_totals *t, uint64_t runs) {
+    printf("totals of %" PRIu64 " runs\n", runs);
+    SHOW(operations);
+    SHOW(reads_checked);
+    SHOW(cuts_checked);
+    SHOW(records_lost);
+    SHOW(opens);
+    SHOW(opens_fenced);
+    SHOW(crashes);
+    SHOW(sleeps);
+    SHOW(closes);
+    SHOW(fenced);
+    SHOW(snapshots);
+    SHOW(clones);
+    SHOW(deletes);
+    SHOW(read_only_opens);
+    SHOW(grows);
+    SHOW(checkpoints);
+    SHOW(merges);
+    SHOW(cache_hits);
+    SHOW(cache_misses);
+    SHOW(flushes);
+    printf("  %-40s %12" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", "GET PUT LIST DELETE",
+           t->requests[OBJ_GET], t->requests[OBJ_PUT], t->requests[OBJ_LIST],
+           t->requests[OBJ_DELETE]);
+    SHOW(store_errors);
+    SHOW(late_effects);
+    SHOW(duplicates);
+    SHOW(tasks);
+    SHOW(tasks_killed);
+    SHOW(pins_swept);
+    SHOW(objects_left);
+    SHOW(objects_garbage);
+    SHOW(objects_fences);
+    SHOW(objects_manifests);
+    SHOW(turns);
+    SHOW(virtual_ms);
+    printf("scenarios met\n");
+    for (size_t i = 0; i < SCENARIO_COUNT; i++)
+        printf("  %-40s %12" PRIu64 "\n", scenario_names[i], t->scenarios[i]);
+}
+
+static const struct argp_option options[] = {
+    {"seed", 's', "N", 0, "the first seed (1)", 0},
+    {"seeds", 'n', "K", 0, "how many (1)", 0},
+    {"ops", 'o', "N", 0, "block operations of a run, at least (2000)", 0},
+    {"jobs", 'j', "N", 0, "runs at the same time (the CPUs)", 0},
+    {"mutant", 'm', "NAME", 0, "switch a deliberate bug on (built with MUTANTS=1)", 0},
+    {"expect-finding", 'x', NULL, 0, "succeed when a seed finds something, fail when none does", 0},
+    {"keep-going", 'k', NULL, 0, "do not stop at the first finding", 0},
+    {"trace", 't', NULL, 0, "print what happens", 0},
+    {"verbose", 'v', NULL, 0, "a line for each run", 0},
+    {0},
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state) {
+    struct arguments *a = state->input;
+    switch (key) {
+    case 's':
+        a->seed = strtoull(arg, NULL, 0);
+        return 0;
+    case 'n':
+        a->seeds = strtoull(arg, NULL, 0);
+        return 0;
+    case 'o':
+        a->operations = strtoull(arg, NULL, 0);
+        return 0;
+    case 'j':
+        a->jobs = (unsigned)strtoul(arg, NULL, 0);
+        return 0;
+    case 'm':
+        a->mutant = arg;
+        return 0;
+    case 'x':
+        a->expect_finding = true;
+        return 0;
+    case 'k':
+        a->keep_going = true;
+        return 0;
+    case 't':
+        a->trace = true;
+        return 0;
+    case 'v':
+        a->verbose = true;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void quiet_log(void) {
+    log_set_level((enum log_level)(LOG_LEVEL_ERROR + 1));
+}
+
+int main(int argc, char **argv) {
+    struct arguments a = {
+        .seed = 1, .seeds = 1, .operations = OPERATIONS_DEFAULT, .program = argv[0]};
+    static const struct argp argp = {
+        .options = options,
+        .parser = parse,
+        .doc = "Runs the engine in a simulated world, one run for each seed."};
+    argp_parse(&argp, argc, argv, 0, NULL, &a);
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    if (a.jobs == 0)
+        a.jobs = (unsigned)MAX(cpus, 1L);
+    a.jobs = MIN(a.jobs, (unsigned)JOBS_MAX);
+    if (a.mutant)
+        setenv("PORTALBD_MUTANT", a.mutant, 1);
+    if (!a.trace)
+        quiet_log();
+
+    struct timespec from, to;
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    printf("sim: seeds %" PRIu64 " to %" PRIu64 ", commit %s%s%s\n", a.seed, a.seed + a.seeds - 1,
+           SIM_COMMIT, a.mutant ? ", mutant " : "", a.mutant ? a.mutant : "");
+    struct batch b = {.args = &a};
+    run_batch(&b);
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    double seconds = (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9;
+    if (a.expect_finding) {
+        if (b.failed > 0)
+            printf("ok: mutant %s is found by seed %" PRIu64 " in %.1f s\n",
+                   a.mutant ? a.mutant : "-", b.first_failed, seconds);
+        else
+            printf("FAILED: mutant %s is not found by %" PRIu64 " seeds\n",
+                   a.mutant ? a.mutant : "-", b.passed);
+        return b.failed > 0 ? 0 : 1;
+    }
+    if (b.passed > 0)
+        show_totals(&b.totals, b.passed);
+    printf("%" PRIu64 " passed, %" PRIu64 " failed, %.1f seeds/s\n", b.passed, b.failed,
+           (double)(b.passed + b.failed) / seconds);
+    return b.failed > 0 ? 1 : 0;
+}

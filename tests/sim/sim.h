@@ -1,0 +1,247 @@
+/* What the files of the simulator share: one run, its processes, volumes and snapshots.
+ *
+ *   run.c         a run from seed to verdict: limits, turns, settling
+ *   director.c    what happens to whom, and when
+ *   daemon.c      a process that has a volume (or a snapshot) open
+ *   client.c      block requests to a daemon, checked against the model
+ *   controller.c  a process that works with the catalog, and its tasks
+ *   scenarios.c   counts how often the scenarios of docs/protocol.md were met
+ *   audit.c       the bucket at the end: everything needed is there, nothing else */
+#pragma once
+
+#include "portalbd/catalog/background.h"
+#include "portalbd/catalog/catalog.h"
+#include "portalbd/volume/volume.h"
+#include "tests/sim/checker.h"
+#include "tests/sim/sim_env.h"
+#include "tests/sim/sim_store.h"
+
+enum { NODES = 3, CONTROLLERS = 2, SIM_FINDING_MAX = FINDING_MAX + 64 };
+#define SIM_POOL "sim"
+
+struct sim_options {
+    uint64_t seed;
+    uint64_t operations; /* block operations, at least */
+    bool trace;
+    bool verbose;
+};
+
+/* --- scenarios.c --- */
+
+enum scenario {
+    S1_OPENER_OVERTAKEN,
+    S2_GAP_AT_FENCE,
+    S2_ZOMBIE_FILLS_GAP,
+    S3_THREE_OPENERS,
+    S3_FENCE_MEETS_FENCE,
+    S4_LATE_SEGMENT_AFTER_DELETE,
+    S4_LATE_MANIFEST_AFTER_DELETE,
+    S4_LATE_ROOT_AFTER_DELETE,
+    S5_KILL_IN_OPEN,
+    S5_KILL_IN_OPEN_TWICE,
+    S5_LATE_MANIFEST,
+    S6_PAUSE_IN_DELETE,
+    S7_KILL_IN_SNAPSHOT,
+    S7_PAUSE_IN_SNAPSHOT,
+    S7_TWO_MAKERS,
+    S7_EXPIRED_ROOT,
+    S8_PINS_CHANGE_IN_LIST,
+    S9_SNAPSHOT_DURING_OPEN,
+    S9_SNAPSHOT_DURING_CHECKPOINT,
+    S10_KILL_IN_CHECKPOINT,
+    S11_DELETE_WITH_SNAPSHOTS,
+    S11_DELETE_WITH_CLONES,
+    S11_ZOMBIE_AFTER_DELETE,
+    S12_OLD_EPOCH_RESTARTS,
+    SCENARIO_COUNT
+};
+extern const char *const scenario_names[SCENARIO_COUNT];
+
+/* What a run was like; plain data, may be added up. */
+struct sim_totals {
+    uint64_t scenarios[SCENARIO_COUNT];
+    uint64_t operations, reads_checked, cuts_checked, records_lost;
+    uint64_t opens, opens_fenced, crashes, sleeps, closes, fenced;
+    uint64_t snapshots, clones, deletes, read_only_opens, grows;
+    uint64_t checkpoints, merges, cache_hits, cache_misses, flushes;
+    uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
+    uint64_t tasks, tasks_killed, pins_swept;
+    uint64_t objects_left, objects_garbage, objects_fences, objects_manifests;
+    uint64_t turns, virtual_ms;
+};
+
+struct sim;
+struct daemon;
+struct controller;
+
+void scenarios_watch_store(struct sim *s); /* sets the bucket's observer */
+void scenarios_note(struct sim *s, enum scenario which);
+void scenarios_at_sleep(struct sim *s, struct sim_proc *p);
+void scenarios_at_kill(struct sim *s, struct sim_proc *p);
+/* A daemon has become the writer; a daemon is about to open. */
+void scenarios_opened(struct sim *s, struct daemon *d);
+void scenarios_opening(struct sim *s, struct daemon *d);
+
+/* --- volumes and snapshots as the run knows them --- */
+
+enum existence { UNBORN, LIVE, DYING, DEAD };
+
+struct snap {
+    struct list_node node; /* on sim->snaps */
+    char name[32];
+    struct sim_volume *source;
+    struct image *image;
+    enum existence state; /* UNBORN: a create was tried, nobody knows */
+    char id[ID_MAX];
+    struct volume_key volume; /* that has the pin */
+    struct random_id pin;
+    unsigned makers; /* tasks that make it now */
+    unsigned users;  /* tasks and daemons that hold this struct's content */
+};
+
+struct sim_volume {
+    struct list_node node; /* on sim->volumes */
+    char name[32];
+    enum existence state;
+    char id[ID_MAX];
+    struct volume_key key;
+    struct model_volume *model; /* from LIVE on */
+    struct snap *from_snap;     /* of a clone; or ... */
+    struct sim_volume *from_volume;
+    struct image *origin;
+    uint64_t size_bytes; /* asked for at creation */
+    bool published;
+    uint64_t publish_epoch; /* of the last publish that succeeded */
+    unsigned kills_in_open; /* in a row */
+    unsigned busy;          /* lifecycle tasks under way */
+    unsigned snaps, clones; /* made of it that may live */
+    bool unfetched;         /* a task died that may have changed its publication */
+};
+
+struct sim {
+    struct sim_options options;
+    struct sim_world world;
+    struct sim_bucket *bucket;
+    struct sim_faults calm, storm;
+    struct checker checker;
+    struct sim_totals totals;
+    struct sim_proc director;
+    struct list_node daemons;
+    struct list_node controllers;
+    struct list_node volumes;
+    struct list_node snaps;
+    struct volume_config limits; /* of this run's daemons */
+    uint32_t hot_sectors;
+    uint64_t size_bytes; /* of new volumes */
+    unsigned client_count;
+    unsigned write_weight, trim_weight, flush_weight;
+    uint64_t think_us;
+    unsigned next_number; /* for names */
+    bool stopping;        /* no new operations */
+    bool done;
+};
+
+#define sim_fail(s, ...) checker_fail(&(s)->checker, __VA_ARGS__)
+
+/* --- daemon.c --- */
+
+enum daemon_state { DAEMON_OPENING, DAEMON_READING, DAEMON_SERVING, DAEMON_CLOSING, DAEMON_ENDED };
+
+struct daemon {
+    struct list_node node; /* on sim->daemons */
+    struct sim_proc proc;
+    struct sim *sim;
+    struct sim_volume *vol;
+    struct snap *snap; /* read-only; else NULL */
+    uint32_t publish_epoch;
+    struct objstore *below; /* the handle in the bucket */
+    struct objstore *store; /* owned: the retry layer over it */
+    enum daemon_state state;
+    struct volume *volume; /* while open */
+    struct reign *reign;
+    size_t clients; /* fibers of client.c */
+    size_t calls;   /* fibers inside volume_... */
+    struct waitq changed;
+    bool stop;          /* clients end, then the daemon */
+    bool close;         /* ... with a clean close */
+    bool dead;          /* killed: what it says is not heard */
+    bool slept_in_open; /* scenarios: fell asleep while it opened */
+    bool checkpointing; /* scenarios: put a part of a run, but no manifest since */
+};
+
+struct daemon *daemon_start(struct sim *s, struct sim_volume *vol, uint64_t publish_epoch);
+struct daemon *daemon_start_read_only(struct sim *s, struct snap *snap);
+void daemon_stop(struct daemon *d, bool close);
+/* As a power cut. Frees it. */
+void daemon_kill(struct daemon *d);
+/* Frees those that have ended. */
+void daemons_reap(struct sim *s);
+static inline bool daemon_is_writer(const struct daemon *d) {
+    return d->snap == NULL;
+}
+
+/* --- client.c --- */
+
+/* fiber. Reads everything that the model knows of; values for each place into found. */
+int client_read_all(struct daemon *d, uint32_t *found);
+/* Starts a fiber that sends requests until d->stop. */
+void client_start(struct daemon *d);
+
+/* --- controller.c --- */
+
+enum task_kind {
+    TASK_PREPARE,
+    TASK_CREATE,
+    TASK_PUBLISH,
+    TASK_UNPUBLISH,
+    TASK_EXPAND,
+    TASK_DELETE,
+    TASK_SNAPSHOT,
+    TASK_DELETE_SNAPSHOT,
+    TASK_BACKGROUND,
+    TASK_KINDS
+};
+
+struct task {
+    enum task_kind kind;
+    struct controller *controller;
+    struct sim_volume *vol;
+    struct snap *snap;
+    unsigned node; /* PUBLISH, UNPUBLISH: NODES: whatever */
+    bool steal;    /* PUBLISH; DELETE: force */
+    bool start;    /* PUBLISH: start a daemon with what came out */
+    uint64_t size_bytes;
+};
+
+struct controller {
+    struct list_node node; /* on sim->controllers */
+    struct sim_proc proc;
+    struct sim *sim;
+    struct objstore *below;
+    struct objstore *store; /* owned */
+    struct catalog catalog;
+    struct background background;
+    size_t tasks;
+    size_t tasks_of[TASK_KINDS];
+    bool dead;
+};
+
+struct controller *controller_start(struct sim *s);
+void controller_kill(struct controller *c);
+/* Starts it in a fiber of the controller. The task is copied. */
+void controller_submit(struct controller *c, const struct task *t);
+
+/* --- audit.c --- */
+void audit_bucket(struct sim *s);
+
+/* --- director.c --- */
+/* fiber of sim->director: the disturbed part of a run. */
+void director_run(struct sim *s);
+/* fiber of sim->director: everything comes to rest, is read once more, and swept. */
+void director_settle(struct sim *s);
+
+/* --- run.c --- */
+
+/* One run. Returns false and fills finding (SIM_FINDING_MAX bytes) when something was found. */
+bool sim_run(const struct sim_options *options, struct sim_totals *totals, char *finding);
+void name_format(char *to, size_t size, const char *prefix, unsigned number);
