@@ -134,12 +134,26 @@ start_s3() {
     export AWS_ENDPOINT_URL=http://127.0.0.1:$PORT
 }
 
-# start_faultproxy ARGUMENTS...: between us and the S3 server; AWS_ENDPOINT_URL leads to it
-# afterwards. Its control and counters are those of tests/tools/faultproxy.
+# start_faultproxy ARGUMENTS...: between us and the S3 server; AWS_ENDPOINT_URL leads to it afterwards.
 start_faultproxy() {
     [ -x "$TOOLS/faultproxy" ] || skip "needs $TOOLS/faultproxy (make test builds it)"
-    start faultproxy faultproxy --listen 127.0.0.1:0 --target "$AWS_ENDPOINT_URL" "$@"
+    rm -f "$WORK/faultproxy.addr"
+    start faultproxy faultproxy --target "$AWS_ENDPOINT_URL" --addr-file "$WORK/faultproxy.addr" "$@"
     PROXY_PID=$PID
-    listen_port "$PID"
-    export AWS_ENDPOINT_URL=http://127.0.0.1:$PORT
+    wait_for 10 grep -q ^control= "$WORK/faultproxy.addr"
+    PROXY_CONTROL=$(sed -n 's/^control=//p' "$WORK/faultproxy.addr")
+    AWS_ENDPOINT_URL=$(sed -n 's/^proxy=//p' "$WORK/faultproxy.addr")
+}
+# proxy_set drop=0.1 delay=20ms ...: from now on.
+proxy_set() {
+    local query
+    query=$(printf '%s&' "$@")
+    curl -fsS -X POST "$PROXY_CONTROL/config?${query%&}" >/dev/null
+}
+# Requests and bytes by kind since the start or proxy_reset, as JSON.
+proxy_counts() {
+    curl -fsS "$PROXY_CONTROL/counts"
+}
+proxy_reset() {
+    curl -fsS -X POST "$PROXY_CONTROL/reset" >/dev/null
 }
