@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/utf8.h"
+
 enum { LINE_TAIL = 24 /* bytes of ,"truncated":true} and newline */, LIMIT_DEFAULT_MS = 10000 };
 
 const char *const log_level_names[] = {"debug", "info", "warn", "error", NULL};
@@ -66,27 +68,12 @@ static void put_str(struct line *l, const char *text) {
     put(l, text, strlen(text));
 }
 
-/* Bytes of the UTF-8 sequence at p, 0 when it is none (overlong and surrogates included). */
-static size_t utf8_len(const uint8_t *p, size_t left) {
-    if (p[0] < 0x80)
-        return 1;
-    size_t len = p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : 2;
-    if (p[0] < 0xc2 || p[0] > 0xf4 || left < len)
-        return 0;
-    for (size_t i = 1; i < len; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-    bool beyond = (p[0] == 0xed && p[1] >= 0xa0) || (p[0] == 0xf4 && p[1] >= 0x90);
-    return overlong || beyond ? 0 : len;
-}
-
 static void put_quoted(struct line *l, struct view v) {
     size_t shown = MIN(v.len, (size_t)LOG_VALUE_MAX);
     put_str(l, "\"");
     for (size_t i = 0; i < shown;) {
         uint8_t c = v.data[i];
-        size_t len = utf8_len(v.data + i, v.len - i);
+        size_t len = utf8_sequence_len(v.data + i, v.len - i);
         char escaped[8];
         if (c == '"' || c == '\\')
             put(l, escaped, (size_t)snprintf(escaped, sizeof escaped, "\\%c", c));
