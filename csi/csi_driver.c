@@ -188,6 +188,10 @@ NORETURN static void leave_at_once(const struct err *e) {
     _exit(1);
 }
 
+static void free_pools(void *pools) {
+    pools_free(pools);
+}
+
 static void stop(struct driver *d) {
     struct err e;
     if (d->rpc && rpc_server_stop(d->rpc, (uint32_t)(d->config.grace_us / 1000), STUCK_MS, &e) != 0)
@@ -198,8 +202,8 @@ static void stop(struct driver *d) {
     if (d->housekeeping)
         housekeeping_stop(d->housekeeping);
     if (d->loop) {
+        loop_call(d->loop, free_pools, d->pools);
         loop_thread_stop(d->loop);
-        pools_free(d->pools);
         loop_free(d->loop);
     }
     rpc_client_free(d->agent);

@@ -25,7 +25,7 @@ struct pools_config {
 struct pools;
 /* Any thread, before the loop runs, or on its thread. */
 struct pools *pools_new(const struct pools_config *config);
-void pools_free(struct pools *p); /* no pool may be in use; the loop does not run */
+void pools_free(struct pools *p); /* on the loop's thread; no pool may be in use */
 
 /* A pool in use. */
 struct pool {

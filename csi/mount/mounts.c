@@ -196,7 +196,7 @@ static int do_umount(void *data, struct err *e) {
     if (umount2(u->path, UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT)
         return 0; /* EINVAL: not a mount point (any more) */
     if (errno == EBUSY)
-        return err_set(e, -ERR_BUSY, "'%s' is in use and cannot be unmounted", u->path);
+        return err_set(e, -ERR_IN_USE, "'%s' is in use and cannot be unmounted", u->path);
     return err_from_errno(e, errno, "unmount '%s'", u->path);
 }
 
@@ -215,6 +215,8 @@ int mount_unmount(const char *path, bool force, uint32_t timeout_ms, struct err 
             rc = job_run(key, do_umount, &u, sizeof u, timeout_ms, e);
         if (rc == 0)
             continue;
+        if (rc == -ERR_IN_USE) /* it answers, so waiting helps */
+            return err_set(e, -ERR_BUSY, "'%s' is in use and cannot be unmounted", path);
         if (!force)
             return rc;
         log_warn("a mount does not go away, it is detached", LOG_STR("path", path), LOG_ERR(e));
