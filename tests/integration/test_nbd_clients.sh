@@ -108,7 +108,7 @@ verify() { # uri, more arguments
     local uri=$1
     shift
     fio --name=v --ioengine=nbd --uri="$uri" --iodepth=32 --size=32M --verify=crc32c \
-        --verify_fatal=1 --serialize_overlap=1 --thread --output="$dir/fio" "$@" ||
+        --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1 --thread --output="$dir/fio" "$@" ||
         { cat "$dir/fio"; fail "fio $*"; }
 }
 say "fio with verification, 32 in flight"
