@@ -167,7 +167,12 @@ $(if $(filter $(RPC_FOLDERS),$(2)),$(BUILD)/obj/$(1).o: | $(GEN_SRCS))
 endef
 $(foreach t,$(TEST_SRCS:.c=),$(eval $(call test_rule,$(t),$(call test_rooms,$(t).c))))
 
-$(BUILD)/obj/tests/sim/sim.o: CFLAGS += -DSIM_COMMIT='"$(shell git describe --always --dirty 2>/dev/null)"'
+# A finding names the commit that was built.
+$(BUILD)/gen/sim_commit.h: FORCE
+	@mkdir -p $(@D)
+	@echo '#define SIM_COMMIT "$(shell git describe --always --dirty 2>/dev/null)"' | cmp -s - $@ || \
+		echo '#define SIM_COMMIT "$(shell git describe --always --dirty 2>/dev/null)"' > $@
+$(BUILD)/obj/tests/sim/sim.o: $(BUILD)/gen/sim_commit.h
 $(SIM_LIB): $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out tests/sim/sim.c tests/sim/test_%,$(wildcard tests/sim/*.c)))
 	$(archive)
 SIM_ROOMS := $(filter-out portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon,$(CORE_ROOMS))

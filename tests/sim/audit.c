@@ -121,8 +121,10 @@ static struct sim_volume *volume_of(struct sim *s, const char *prefix, size_t pr
     list_for_each (&s->volumes, node) {
         struct sim_volume *v = list_entry(node, struct sim_volume, node);
         char own[KEY_MAX];
+        if (!v->key.text[0])
+            continue; /* never came to be */
         key_volume_prefix(own, &v->key);
-        if (v->key.text[0] && strlen(own) == prefix_len && strncmp(own, prefix, prefix_len) == 0)
+        if (strlen(own) == prefix_len && strncmp(own, prefix, prefix_len) == 0)
             return v;
     }
     return NULL;

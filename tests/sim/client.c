@@ -390,6 +390,10 @@ static void client_main(void *arg) {
                                                    : sim_skewed(&s->world, 0, s->think_us);
         if (us > 0 && fiber_sleep_us(&d->proc.env, us) < 0)
             break;
+        if (s->quiet) {
+            fiber_sleep_us(&d->proc.env, 1000000);
+            continue;
+        }
         if (d->stop || d->dead)
             break;
         if (d->snap) {

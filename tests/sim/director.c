@@ -293,7 +293,9 @@ static void act_retry(struct sim *s) {
 
 /* Long enough for the sweeper to see a pin twice. */
 static void act_time_passes(struct sim *s) {
+    s->quiet = true;
     pause_for(s, sim_between(world(s), 1, 12) * 60 * 1000000);
+    s->quiet = false;
 }
 
 static void act(struct sim *s) {
@@ -368,9 +370,23 @@ static bool tasks_left(struct sim *s) {
     return false;
 }
 
+/* Also those that started since. */
+static void stop_daemons(struct sim *s, unsigned kill_per_mille) {
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (d->state == DAEMON_ENDED || d->stop)
+            continue;
+        if (sim_chance(world(s), kill_per_mille))
+            daemon_kill(d);
+        else
+            daemon_stop(d, sim_chance(world(s), 700));
+    }
+}
+
 static bool wait_until_ended(struct sim *s) {
     for (unsigned i = 0; i < SETTLE_STEPS_MAX && !checker_failed(&s->checker); i++) {
         daemons_reap(s);
+        stop_daemons(s, 0);
         if (list_empty(&s->daemons) && !tasks_left(s))
             return true;
         if (!pause_for(s, SETTLE_STEP_US))
@@ -378,18 +394,6 @@ static bool wait_until_ended(struct sim *s) {
     }
     sim_fail(s, "it does not come to rest: a daemon or a task hangs");
     return false;
-}
-
-static void stop_daemons(struct sim *s) {
-    list_for_each (&s->daemons, node) {
-        struct daemon *d = list_entry(node, struct daemon, node);
-        if (d->state == DAEMON_ENDED)
-            continue;
-        if (sim_chance(world(s), 300))
-            daemon_kill(d);
-        else
-            daemon_stop(d, sim_chance(world(s), 700));
-    }
 }
 
 /* Runs a task to its end, without trouble. */
@@ -453,7 +457,7 @@ static void read_everything(struct sim *s, struct controller *c) {
 
 void director_settle(struct sim *s) {
     s->stopping = true;
-    stop_daemons(s);
+    stop_daemons(s, 300);
     struct sim_faults none = {.latency_us_max = 5000};
     sim_bucket_set_faults(s->bucket, &none);
     if (!wait_until_ended(s))

@@ -16,7 +16,9 @@
 #include "common/mem.h"
 #include "tests/sim/sim.h"
 
-#ifndef SIM_COMMIT
+#if __has_include(<sim_commit.h>)
+#include <sim_commit.h>
+#else
 #define SIM_COMMIT "unknown"
 #endif
 

@@ -138,6 +138,7 @@ struct sim {
     uint64_t think_us;
     unsigned next_number; /* for names */
     bool stopping;        /* no new operations */
+    bool quiet;           /* clients wait */
     bool done;
 };
 
