@@ -218,11 +218,12 @@ bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/b
 # --- fuzzers: tests/fuzz/fuzz_x.c and its seeds in tests/fuzz/corpus/x; clang only ----------------------------------------
 
 FUZZ_TIME ?= 20
-FUZZERS   := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
-$(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(SUPPORT_LIB) $(CORE_LIBS)
+FUZZ_NAMES := $(filter-out canary,$(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c)))
+FUZZERS   := $(FUZZ_NAMES:%=$(BUILD)/fuzz/%)
+$(FUZZERS) $(BUILD)/fuzz/canary: $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(SUPPORT_LIB) $(CORE_LIBS)
 	$(link) -fsanitize=fuzzer
 # In ordinary builds the corpus is replayed, as a test.
-REPLAYS   := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+REPLAYS   := $(FUZZ_NAMES:%=$(BUILD)/tests/fuzz/%)
 $(REPLAYS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/obj/tests/fuzz/replay.o $(SUPPORT_LIB) $(CORE_LIBS)
 	$(link)
 REPLAY_RUNS := $(foreach r,$(REPLAYS),"$(r) tests/fuzz/corpus/$(notdir $(r))")
@@ -230,7 +231,9 @@ REPLAY_RUNS := $(foreach r,$(REPLAYS),"$(r) tests/fuzz/corpus/$(notdir $(r))")
 replays: $(REPLAYS)
 fuzz: ## every fuzzer for FUZZ_TIME seconds, in build-fuzz (clang)
 	@$(MAKE) --no-print-directory BUILD=build-fuzz CC=clang SAN=fuzzer-no-link,address,undefined fuzz-run
-fuzz-run: $(FUZZERS)
+fuzz-run: $(FUZZERS) $(BUILD)/fuzz/canary
+	@$(BUILD)/fuzz/canary -max_total_time=60 -artifact_prefix=$(BUILD)/canary- >$(BUILD)/canary.log 2>&1; \
+		grep -q heap-buffer-overflow $(BUILD)/canary.log || { echo "the fuzzers find nothing, not even the canary's bug"; exit 1; }
 	@set -e; for f in $(FUZZERS); do name=$${f##*/}; mkdir -p $(BUILD)/corpus/$$name; echo "  FUZZ  $$name"; \
 		$$f -max_total_time=$(FUZZ_TIME) -timeout=10 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/ \
 		$(BUILD)/corpus/$$name $$(ls -d tests/fuzz/corpus/$$name 2>/dev/null); done
