@@ -376,7 +376,8 @@ static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, str
         for (size_t i = 0; i < count; i++)
             if (!fetches[i].ended)
                 objstore_cancel(v->store, &fetches[i].req);
-        waitq_wait_always(v->env, &s->fetched);
+        if (s->fetching > 0)
+            waitq_wait_always(v->env, &s->fetched);
         rc = err_set(e, -ERR_SHUTDOWN, "the volume is closing");
     }
     for (size_t i = 0; i < count; i++) {
