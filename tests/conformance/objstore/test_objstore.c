@@ -611,11 +611,12 @@ static const struct {
 };
 
 int main(void) {
-    if (s3_url()) {
+    /* Behind a proxy that fails requests only the stack with a retry layer can pass. */
+    if (s3_url() && !getenv("PORTALBD_TEST_S3_FAULTY"))
         backends[backend_count++] = (struct backend){"s3", open_s3, false};
+    if (s3_url())
         backends[backend_count++] =
             (struct backend){"retry(stats(limit(s3)))", open_s3_layers, true};
-    }
     static struct test tests[BACKENDS_MAX * ARRAY_LEN(bodies)];
     static struct CMUnitTest units[ARRAY_LEN(tests)];
     size_t count = 0;

@@ -1,0 +1,3 @@
+module portalbd/tests/tools/faultproxy
+
+go 1.22

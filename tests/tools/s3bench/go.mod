@@ -1,0 +1,3 @@
+module portalbd/tests/tools/s3bench
+
+go 1.22
