@@ -314,17 +314,15 @@ static bool check_origin(struct model_volume *v, const uint32_t *found, const ch
 }
 
 struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoch,
-                         const uint32_t *found, uint64_t size_bytes) {
+                         const uint32_t *found, uint64_t size_min, uint64_t size_bytes) {
     struct checker *c = v->checker;
     c->cuts_checked++;
     char what[64];
     snprintf(what, sizeof what, "content at the open of %s/%s", v->name, name);
-    /* An open that returns late, behind a newer one, may not have seen that one's growth. */
-    uint64_t size_min = reign_above(v, epoch) ? 0 : v->size_acked;
     if (size_bytes < size_min || size_bytes > v->size_wanted)
         checker_fail(
             c, "%s: size %" PRIu64 " is not in [%" PRIu64 " acknowledged, %" PRIu64 " wanted]",
-            what, size_bytes, v->size_acked, v->size_wanted);
+            what, size_bytes, size_min, v->size_wanted);
     struct reign *parent = reign_below(v, epoch);
     struct cut_search s = {0};
     if (parent) {

@@ -98,7 +98,7 @@ struct model_volume {
     char name[24];
     struct list_node reigns;
     struct image *origin; /* borrowed; NULL: zeroes */
-    uint64_t size_acked;  /* bytes: no open may find less ... */
+    uint64_t size_acked;  /* bytes: no open that begins now may find less ... */
     uint64_t size_wanted; /* ... or more */
     bool deleted;         /* no flush of anything more may be acknowledged */
 };
@@ -107,9 +107,10 @@ struct model_volume *model_volume_new(struct checker *c, const char *name, struc
                                       uint64_t size_bytes);
 
 /* A writer has opened the volume and read all of it: `found` has a value for each place (borrowed).
- * NULL after a finding. */
+ * size_min: what size_acked was before it began: an open that returns late, already overtaken, need
+ * not know of later growth. NULL after a finding. */
 struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoch,
-                         const uint32_t *found, uint64_t size_bytes);
+                         const uint32_t *found, uint64_t size_min, uint64_t size_bytes);
 
 /* Right before the submit. stamp 0: trim or zeroes. Data must lie inside the spans. Returns the
  * position of its first record; *ret_count records follow each other. */

@@ -99,7 +99,7 @@ static bool read_volume(struct daemon *d) {
     }
     s->totals.opens++;
     d->vol->kills_in_open = 0;
-    d->reign = model_open(d->vol->model, d->proc.name, st.epoch, found, st.size_bytes);
+    d->reign = model_open(d->vol->model, d->proc.name, st.epoch, found, d->size_min, st.size_bytes);
     if (d->reign)
         scenarios_opened(s, d);
     return d->reign != NULL;
@@ -149,6 +149,13 @@ static void daemon_main(void *arg) {
     sim_trace(&d->sim->world, d->proc.name, "ended");
 }
 
+/* For a debugger's eye, when a killed daemon hangs. */
+static void describe(struct sim_proc *p) {
+    const struct daemon *d = p->owner;
+    fprintf(stderr, "%s: state %d, %zu clients, %zu calls, volume %s\n", p->name, d->state,
+            d->clients, d->calls, d->volume ? "open" : "none");
+}
+
 static void on_kill(struct sim_proc *p) {
     struct daemon *d = p->owner;
     d->dead = true;
@@ -169,12 +176,14 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     d->vol = vol;
     d->snap = snap;
     d->publish_epoch = (uint32_t)publish_epoch;
+    d->size_min = vol->model ? vol->model->size_acked : 0;
     char name[SIM_NAME_MAX];
     name_format(name, sizeof name, snap ? "r" : "d", s->next_number++);
     sim_proc_init(&d->proc, &s->world, name);
     d->proc.owner = d;
     d->proc.on_kill = on_kill;
     d->proc.gone = is_gone;
+    d->proc.describe = describe;
     d->below = sim_store_open(s->bucket, &d->proc, name);
     d->store = objstore_retry_new(d->below, NULL);
     waitq_init(&d->changed);

@@ -155,6 +155,7 @@ struct daemon {
     struct sim_volume *vol;
     struct snap *snap; /* read-only; else NULL */
     uint32_t publish_epoch;
+    uint64_t size_min;      /* of the volume, acknowledged before it started */
     struct objstore *below; /* the handle in the bucket */
     struct objstore *store; /* owned: the retry layer over it */
     enum daemon_state state;

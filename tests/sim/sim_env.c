@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/mem.h"
@@ -271,6 +272,17 @@ static bool all_gone(struct sim_proc *p) {
     return list_empty(&p->env.fibers) && p->jobs == 0 && !p->events && (!p->gone || p->gone(p));
 }
 
+/* Nothing to run, but something is not released: a bug of what runs in it. */
+NORETURN static void hangs(struct sim_proc *p) {
+    size_t fibers = 0;
+    list_for_each (&p->env.fibers, node)
+        fibers++;
+    fprintf(stderr, "killed process %s hangs: %zu fibers\n", p->name, fibers);
+    if (p->describe)
+        p->describe(p);
+    abort();
+}
+
 void sim_proc_kill(struct sim_proc *p) {
     CHECK(!p->killed);
     CHECK(p->env.fiber_current == NULL);
@@ -288,6 +300,6 @@ void sim_proc_kill(struct sim_proc *p) {
         else if (t)
             run_timer(&p->timers, t);
         else
-            CHECK(!"a killed process hangs: nothing to run, but not gone");
+            hangs(p);
     }
 }

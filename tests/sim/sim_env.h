@@ -65,7 +65,8 @@ struct sim_proc {
     void (*on_kill)(struct sim_proc *p);
     /* Is everything released that fibers and jobs do not know of? NULL: yes. */
     bool (*gone)(struct sim_proc *p);
-    void *owner; /* the program's own */
+    void (*describe)(struct sim_proc *p); /* says on stderr what it waits for; may be NULL */
+    void *owner;                          /* the program's own */
 };
 
 void sim_proc_init(struct sim_proc *p, struct sim_world *w, const char *name);
