@@ -9,6 +9,7 @@
  * request came. I2 Sectors that changed since a read looked at the map are not filled into the
  * cache (read_op.changed). I3 A frame's checksum is verified before its bytes are used. I4 A
  * missing object is corruption only if we are still the newest writer (or the pin still stands). */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "portalbd/volume/volume_internal.h"
@@ -181,6 +182,34 @@ static void lookup_memory(struct volume *v, uint64_t sector, uint64_t count, str
         refine_by_memtable(v, v->frozen, p);
 }
 
+/* fiber. A GET that found nothing: are we still the one who may say so? */
+static int explain_missing(struct volume *v, const char *what, struct err *e) {
+    if (v->read_only) {
+        char root_key[KEY_MAX];
+        key_pin_root(root_key, &v->config.key, &v->pin);
+        CLEANUP_BUF struct buf body = {0};
+        int rc = objstore_get(v->store, root_key, MANIFEST_SIZE_MAX, &body, e);
+        if (rc < 0 && rc != -ERR_NOT_FOUND)
+            return rc;
+        struct pin_root root;
+        bool gone = rc == -ERR_NOT_FOUND || pin_root_decode(&root, buf_view(&body), NULL) < 0;
+        if (!gone) {
+            gone = root.expired;
+            pin_root_release(&root);
+        }
+        if (gone)
+            return err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted");
+    } else {
+        int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
+        if (rc < 0) {
+            if (rc == -ERR_FENCED)
+                volume_break(v, VOL_FENCED, e);
+            return rc;
+        }
+    }
+    return err_set(e, -ERR_CORRUPT, "missing from the store: %s", what);
+}
+
 /* fiber. What the memtables did not know, by the runs of this moment. */
 static int lookup_runs(struct volume *v, struct pieces *p, struct err *e) {
     struct run_reader *runs[ROOT_RUNS_MAX];
@@ -195,6 +224,11 @@ static int lookup_runs(struct volume *v, struct pieces *p, struct err *e) {
         rc = refine_by_run(runs[i], p, e);
     for (size_t i = 0; i < run_count; i++)
         run_reader_unref(runs[i]);
+    if (rc == -ERR_NOT_FOUND) {
+        char missing[ERR_TEXT_MAX];
+        snprintf(missing, sizeof missing, "%s", e->text);
+        rc = explain_missing(v, missing, e);
+    }
     return rc;
 }
 
@@ -285,34 +319,6 @@ static void decode_fetch(void *arg) {
     struct fetch *f = arg;
     for (size_t i = 0; f->rc == 0 && i < f->piece_count; i++)
         f->rc = decode_piece(f, f->pieces[i], &f->err);
-}
-
-/* fiber. A GET that found nothing: are we still the one who may say so? */
-static int explain_missing(struct volume *v, const char *key, struct err *e) {
-    if (v->read_only) {
-        char root_key[KEY_MAX];
-        key_pin_root(root_key, &v->config.key, &v->pin);
-        CLEANUP_BUF struct buf body = {0};
-        int rc = objstore_get(v->store, root_key, MANIFEST_SIZE_MAX, &body, e);
-        if (rc < 0 && rc != -ERR_NOT_FOUND)
-            return rc;
-        struct pin_root root;
-        bool gone = rc == -ERR_NOT_FOUND || pin_root_decode(&root, buf_view(&body), NULL) < 0;
-        if (!gone) {
-            gone = root.expired;
-            pin_root_release(&root);
-        }
-        if (gone)
-            return err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted");
-    } else {
-        int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
-        if (rc < 0) {
-            if (rc == -ERR_FENCED)
-                volume_break(v, VOL_FENCED, e);
-            return rc;
-        }
-    }
-    return err_set(e, -ERR_CORRUPT, "%s is missing from the store", key);
 }
 
 static int finish_fetch(struct fetch *f, struct err *e) {
