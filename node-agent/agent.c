@@ -35,6 +35,7 @@
 enum {
     KILL_WAIT_US = 10 * 1000 * 1000,  /* for a process that got SIGKILL */
     FORCE_GRACE_US = 3 * 1000 * 1000, /* for a daemon whose device was taken away by force */
+    END_HEARD_US = 5 * 1000 * 1000,   /* for a daemon to end because its device did */
     SECOND_US = 1000 * 1000,
 };
 
@@ -291,12 +292,14 @@ static void kill_daemon(struct attachment *at) {
 }
 
 /* The device is gone: the daemon ends by itself once everything is in the store, however long that
- * takes; a force says when to stop waiting (agent_detach kills it). */
+ * takes; a force says when to stop waiting (agent_detach kills it). The signal is for one that has
+ * not heard of the device's end. */
 static int wait_until_uploaded(struct attachment *at, struct err *e) {
     struct env *env = at->agent->env;
     if (!at->daemon)
         return 0;
-    daemon_signal(at->daemon, SIGTERM);
+    if (daemon_wait_exit(at->daemon, END_HEARD_US) == -ERR_TIMEOUT)
+        daemon_signal(at->daemon, SIGTERM);
     while (!at->daemon->exited)
         if (at->agent->stopping || waitq_wait(env, &at->events) < 0)
             return err_set(e, -ERR_CANCELLED, "the agent stops");

@@ -1,0 +1,192 @@
+"""What tests of the node agent share: the agent as a process with a run folder, its calls over gRPC
+(stubs made by protoc into a temporary folder), mounts that go away again.
+
+The agent's processes are in the caller's process group and namespaces; clean() ends what is left.
+"""
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import grpc
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.path.abspath(os.environ.get("PORTALBD_BUILD", os.path.join(ROOT, "build")))
+
+
+def read(path):
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
+
+
+SANITIZED = os.path.exists(os.path.join(BUILD, "flags")) and \
+    "-fsanitize" in read(os.path.join(BUILD, "flags"))
+WAIT_S = 60 if SANITIZED else 20
+
+_stubs = tempfile.mkdtemp(prefix="portalbd-stubs-")
+subprocess.run(["protoc", f"-I{ROOT}/proto", f"--python_out={_stubs}", "agent.proto"], check=True)
+sys.path.insert(0, _stubs)
+import agent_pb2  # noqa: E402  pylint: disable=wrong-import-position,import-error
+shutil.rmtree(_stubs)
+
+
+def sh(*args, timeout=120, check=True, **kw):
+    """Runs a program with a time limit; its output is in the error when it fails."""
+    r = subprocess.run(args, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                       text=True, **kw)
+    if check and r.returncode:
+        raise AssertionError(f"{' '.join(args)}: {r.returncode}\n{r.stdout}")
+    return r.stdout
+
+
+def wait_for(condition, what, seconds=WAIT_S):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s for: {what}")
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def mounted(device, *options):
+    point = tempfile.mkdtemp(prefix="pbd-mnt-")
+    try:
+        sh("mount", *options, device, point)
+        try:
+            yield point
+        finally:
+            for _ in range(50):
+                if subprocess.run(["umount", point], stderr=subprocess.DEVNULL,
+                                  check=False).returncode == 0:
+                    break
+                time.sleep(0.1)
+            else:
+                subprocess.run(["umount", "-l", point], check=False)
+    finally:
+        os.rmdir(point)
+
+
+class Agent:
+    """One node: an agent with a run folder of its own."""
+
+    def __init__(self, pools, node_id="node-1", daemon=None, call_wait="5s"):
+        self.run_dir = os.path.realpath(tempfile.mkdtemp(prefix="pbd-run-"))
+        self.log = open(os.path.join(self.run_dir, "log"), "ab")
+        self.pools, self.node_id, self.daemon, self.call_wait = pools, node_id, daemon, call_wait
+        self.socket = os.path.join(self.run_dir, "agent.sock")
+        self.process = None
+        self.channel = None
+        self.pids = set()  # of daemons that we have seen
+
+    def start(self):
+        args = [os.path.join(BUILD, "bin", "node-agent"), "--run-dir", self.run_dir, "--endpoint",
+                self.socket, "--node-id", self.node_id, "--pools", self.pools, "--call-wait",
+                self.call_wait]
+        if self.daemon:
+            args += ["--daemon", self.daemon]
+        self.process = subprocess.Popen(args, stdout=self.log, stderr=self.log)
+        self.channel = grpc.insecure_channel(f"unix:{self.socket}", [
+            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)])
+
+        def ready():
+            if self.process.poll() is not None:
+                raise AssertionError(f"the agent ended with {self.process.returncode}\n"
+                                     + self.log_text())
+            try:
+                self.call("GetInfo", timeout=1)
+                return True
+            except grpc.RpcError:
+                return False
+        wait_for(ready, "the agent")
+        return self
+
+    def call(self, method, timeout=30, **fields):
+        request = getattr(agent_pb2, method + "Request")(**fields)
+        reply = getattr(agent_pb2, method + "Response")
+        stub = self.channel.unary_unary(f"/portalbd.agent.v1.Agent/{method}",
+                                        request_serializer=type(request).SerializeToString,
+                                        response_deserializer=reply.FromString)
+        answer = stub(request, timeout=timeout)
+        if method == "ListAttachments":
+            self.pids |= {a.daemon_pid for a in answer.attachments if a.daemon_pid}
+        return answer
+
+    def code(self, method, **fields):
+        """The name of the status that a call ends with."""
+        try:
+            self.call(method, **fields)
+            return "OK"
+        except grpc.RpcError as e:
+            return e.code().name
+
+    def attach(self, volume, **fields):
+        answer = self.call("AttachVolume", volume_id=volume, **fields)
+        self.call("ListAttachments")
+        return answer.device_path
+
+    def detach(self, volume, **fields):
+        """Until it is not ABORTED any more."""
+        def done():
+            code = self.code("DetachVolume", volume_id=volume, **fields)
+            if code not in ("OK", "ABORTED"):
+                raise AssertionError(f"detach: {code}\n{self.log_text()}")
+            return code == "OK"
+        wait_for(done, f"detach of {volume}", 60)
+
+    def attachment(self, volume):
+        for a in self.call("ListAttachments").attachments:
+            if a.volume_id == volume:
+                return a
+        return None
+
+    def state(self, volume):
+        a = self.attachment(volume)
+        return agent_pb2.AttachmentState.Name(a.state) if a else None
+
+    def stop(self, how=signal.SIGTERM):
+        self.channel.close()
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.wait(20)
+        return self.process.returncode
+
+    def log_text(self):
+        return read(os.path.join(self.run_dir, "log"))[-20000:]
+
+    def clean(self):
+        """Ends everything, by force where needed."""
+        if self.process and self.process.poll() is None:
+            with contextlib.suppress(Exception):
+                for a in self.call("ListAttachments").attachments:
+                    self.call("DetachVolume", volume_id=a.volume_id, force=True)
+            with contextlib.suppress(Exception):
+                self.stop()
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        for pid in self.pids:
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{pid}/cmdline", "rb") as f:
+                    if self.run_dir.encode() in f.read():
+                        os.kill(pid, signal.SIGKILL)
+        devices = os.path.join(self.run_dir, "devices")
+        for name in os.listdir(devices) if os.path.isdir(devices) else []:
+            path = os.path.join(devices, name)
+            for line in sh("losetup", "-n", "-O", "NAME", "-j", path, check=False).split():
+                if line.startswith("/dev/"):
+                    sh("losetup", "-d", line, check=False)
+            subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL, check=False)
+        self.log.close()
+        shutil.rmtree(self.run_dir, ignore_errors=True)

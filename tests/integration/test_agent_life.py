@@ -1,0 +1,279 @@
+#!/usr/bin/python3
+"""The node agent's attachments, with a stand-in for the daemon: what is joined, refused, adopted,
+given up; which daemon dies when.
+
+Needs root, /dev/fuse and loop devices.
+timeout: 240
+"""
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    print("needs root and /dev/fuse")
+    sys.exit(77)
+
+from agent_client import BUILD, Agent, alive, mounted, sh, wait_for  # noqa: E402
+
+FAKE = os.path.join(BUILD, "tools", "fake_portalbd")
+VOLUME = "pv-0123456789abcdef0123456789abcdef-1.fast"
+OTHER = "pv-0123456789abcdef0123456789abcdef-2.fast"
+
+
+class AgentLife(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory(prefix="pbd-")
+        pools = os.path.join(self.dir.name, "pools.conf")
+        with open(pools, "w", encoding="utf-8") as f:
+            f.write(f"[fast]\nurl = file://{self.dir.name}/store\n")
+        os.chmod(pools, 0o600)
+        self.agent = Agent(pools, daemon=FAKE, call_wait="1s").start()
+
+    def tearDown(self):
+        if sys.exc_info()[0] or any(e for _, e in self._outcome_errors()):
+            sys.stderr.write(self.agent.log_text())
+        self.agent.clean()
+        self.dir.cleanup()
+
+    def _outcome_errors(self):
+        result = getattr(self._outcome, "result", None)
+        return [(t, e) for t, e in (result.errors + result.failures if result else [])
+                if t is self]
+
+    def tell(self, *words):
+        with open(os.path.join(self.agent.run_dir, "fake.new"), "w", encoding="utf-8") as f:
+            f.write("".join(w + "\n" for w in words))
+        os.rename(f.name, os.path.join(self.agent.run_dir, "fake"))
+
+    def nothing_left(self, *volumes):
+        run_dir = self.agent.run_dir
+        for volume in volumes or (VOLUME,):
+            self.assertIsNone(self.agent.attachment(volume))
+        with open("/proc/self/mountinfo", encoding="utf-8") as f:
+            self.assertNotIn(run_dir, f.read())
+        self.assertNotIn(run_dir, sh("losetup", "-l"))
+        self.assertEqual(os.listdir(os.path.join(run_dir, "attachments")), [])
+        self.assertEqual(os.listdir(os.path.join(run_dir, "devices")), [])
+        for pid in self.agent.pids:
+            wait_for(lambda p=pid: not alive(p), f"the end of daemon {pid}")
+
+    def test_info(self):
+        info = self.agent.call("GetInfo")
+        self.assertEqual(info.node_id, "node-1")
+        self.assertEqual(list(info.backends), ["fuse"])
+        self.assertEqual(info.default_backend, "fuse")
+        self.assertRegex(info.version, r"^\d+\.\d+")
+
+    def test_attach_use_detach(self):
+        device = self.agent.attach(VOLUME, publish_epoch=3)
+        self.assertEqual(self.agent.attach(VOLUME, publish_epoch=3), device)
+        a = self.agent.attachment(VOLUME)
+        self.assertEqual((a.device_path, a.publish_epoch, a.size_bytes), (device, 3, 256 << 20))
+        for name in (f"{VOLUME}.json", f"{VOLUME}.pool"):
+            mode = os.stat(os.path.join(self.agent.run_dir, "attachments", name)).st_mode
+            self.assertEqual(mode & 0o777, 0o600)
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device) as point:
+            with open(f"{point}/x", "w", encoding="utf-8") as f:
+                f.write("x")
+            self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+            self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
+        sh("e2fsck", "-fn", device)
+        self.agent.detach(VOLUME)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_refusals(self):
+        for code, fields in (
+                ("NOT_FOUND", {"volume_id": "nonsense"}),
+                ("NOT_FOUND", {"volume_id": "../../etc/passwd"}),
+                ("NOT_FOUND", {"volume_id": VOLUME.replace(".fast", ".slow")}),
+                ("NOT_FOUND", {"volume_id": VOLUME.replace("pv-", "snap-")}),
+                ("INVALID_ARGUMENT", {"volume_id": ""}),
+                ("INVALID_ARGUMENT", {"volume_id": VOLUME, "backend": "nbd"}),
+                ("INVALID_ARGUMENT", {"volume_id": VOLUME, "publish_epoch": 1 << 32}),
+                ("INVALID_ARGUMENT", {"volume_id": VOLUME, "secrets": {"access_key_id": "a"}}),
+                ("INVALID_ARGUMENT", {"volume_id": VOLUME, "secrets": {
+                    "access_key_id": "a", "secret_access_key": "b\nurl = file:///tmp"}}),
+        ):
+            self.assertEqual(self.agent.code("AttachVolume", **fields), code, fields)
+        self.assertEqual(self.agent.code("DetachVolume", volume_id="nonsense"), "OK")
+        self.assertEqual(self.agent.code("GetVolumeHealth", volume_id=VOLUME), "NOT_FOUND")
+        self.assertEqual(self.agent.code("GrowVolume", volume_id=VOLUME, size_bytes=1), "NOT_FOUND")
+        self.agent.attach(VOLUME, publish_epoch=2)
+        for fields in ({"publish_epoch": 1}, {"publish_epoch": 3},
+                       {"publish_epoch": 2, "read_only": True}):
+            self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME, **fields),
+                             "FAILED_PRECONDITION")
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_daemon_that_does_not_come_up(self):
+        self.tell("refuse")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "FAILED_PRECONDITION")
+        self.nothing_left()
+        self.tell("die")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "INTERNAL")
+        self.nothing_left()
+        self.tell()
+        self.agent.attach(VOLUME)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_slow_attach_is_joined(self):
+        self.tell("wait")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        self.assertEqual(self.agent.state(VOLUME), "ATTACHING")
+        first = self.agent.attachment(VOLUME).daemon_pid
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(
+            self.agent.call("AttachVolume", volume_id=VOLUME).device_path)) for _ in range(8)]
+        for t in threads:
+            t.start()
+        self.tell()
+        for t in threads:
+            t.join()
+        self.assertEqual(len(set(answers)), 1)
+        self.assertEqual(self.agent.attachment(VOLUME).daemon_pid, first)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_detach_ends_an_attach(self):
+        self.tell("wait")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_detach_waits_for_the_upload(self):
+        self.agent.attach(VOLUME)
+        self.tell("linger")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+        self.assertEqual(self.agent.state(VOLUME), "DETACHING")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_force_gives_up(self):
+        device = self.agent.attach(VOLUME)
+        self.tell("linger")
+        fd = os.open(device, os.O_RDWR)
+        try:
+            self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+            start = time.monotonic()
+            self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+            wait_for(lambda: self.agent.code("DetachVolume", volume_id=VOLUME, force=True) == "OK",
+                     "the forced detach")
+            self.assertLess(time.monotonic() - start, 15)
+        finally:
+            os.close(fd)
+        self.nothing_left()
+
+    def test_unclean_close_is_told_once(self):
+        self.agent.attach(VOLUME)
+        self.tell("fail-close")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "INTERNAL")
+        self.assertEqual(self.agent.state(VOLUME), "FAILED")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "OK")
+        self.nothing_left()
+
+    def test_killed_daemon(self):
+        device = self.agent.attach(VOLUME)
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device):
+            os.kill(self.agent.attachment(VOLUME).daemon_pid, signal.SIGKILL)
+            wait_for(lambda: self.agent.state(VOLUME) == "FAILED", "the state FAILED", 5)
+            health = self.agent.call("GetVolumeHealth", volume_id=VOLUME)
+            self.assertTrue(health.abnormal)
+            self.assertIn("signal 9", health.message)
+            r = threading.Thread(target=lambda: sh("dd", f"if={device}", "of=/dev/null", "bs=4k",
+                                                   "count=1", "iflag=direct", check=False),
+                                 daemon=True)
+            r.start()
+            r.join(10)
+            self.assertFalse(r.is_alive(), "a read hangs")
+            self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+            self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        # What is left of it is taken away by the next attach.
+        self.agent.attach(VOLUME)
+        self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_next_agent_finds_everything(self):
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            device = self.agent.attach(VOLUME, publish_epoch=7)
+            self.agent.attach(OTHER)
+            pid = self.agent.attachment(VOLUME).daemon_pid
+            dead = self.agent.attachment(OTHER).daemon_pid
+            self.agent.stop(how)
+            self.assertTrue(alive(pid))
+            os.kill(dead, signal.SIGKILL)
+            with open(device, "rb") as f:
+                self.assertEqual(len(f.read(4096)), 4096)  # served without an agent
+            self.agent.start()
+            self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
+            self.assertEqual(self.agent.attach(VOLUME, publish_epoch=7), device)
+            self.assertEqual(self.agent.attachment(VOLUME).daemon_pid, pid)
+            self.assertEqual(self.agent.attachment(VOLUME).size_bytes, 256 << 20)
+            wait_for(lambda: self.agent.state(OTHER) == "FAILED", "the dead one to be seen")
+            self.agent.detach(VOLUME)
+            self.agent.detach(OTHER)
+            self.nothing_left(VOLUME, OTHER)
+
+    def test_next_agent_undoes_half_an_attach(self):
+        self.tell("wait")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        self.agent.stop(signal.SIGKILL)
+        self.agent.start()
+        wait_for(lambda: self.agent.state(VOLUME) is None, "the half attachment to go")
+        self.tell()
+        self.agent.attach(VOLUME)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_second_agent_is_refused(self):
+        second = Agent(self.agent.pools, daemon=FAKE)
+        own, second.run_dir = second.run_dir, self.agent.run_dir
+        try:
+            with self.assertRaisesRegex(AssertionError, "the agent ended with 1"):
+                second.start()
+            second.channel.close()
+        finally:
+            second.run_dir = own
+            second.clean()
+        self.assertEqual(self.agent.code("GetInfo"), "OK")
+
+    def test_many_at_once(self):
+        volumes = [f"pv-{'0' * 32}-{n:x}.fast" for n in range(1, 13)]
+        devices = {}
+
+        def life(volume):
+            devices[volume] = self.agent.call("AttachVolume", volume_id=volume,
+                                              timeout=60).device_path
+        threads = [threading.Thread(target=life, args=(v,)) for v in volumes]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(len(set(devices.values())), len(volumes))
+        self.agent.call("ListAttachments")
+        threads = [threading.Thread(target=self.agent.detach, args=(v,)) for v in volumes]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.nothing_left(*volumes)
+
+
+def on_term(_signum, _frame):
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, on_term)
+    unittest.main(verbosity=2)
