@@ -196,15 +196,21 @@ INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/t
 SANITY      := $(sort $(wildcard tests/conformance/test_sanity*.sh))
 RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY)')
 
+# The same programs with deliberate bugs in them, which tests must find (common/mutant.h).
+.PHONY: mutants
+mutants:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/mutants MUTANTS=1 $(patsubst $(BUILD)/%,$(BUILD)/mutants/%,$(SIM)) \
+		$(if $(filter portalbd,$(PROGRAMS)),$(BUILD)/mutants/bin/portalbd)
+
 .PHONY: tests-build test test-unit test-sim test-integration sanity asan tsan bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
-test: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## every test
+test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
 	@$(RUN_TESTS) $(SIM_RUN) $(SANITY) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
 test-unit: $(TEST_BINS) replays ## unit, conformance and golden tests, corpora of the fuzzers
 	@$(RUN_TESTS) $(REPLAY_RUNS) $(TEST_BINS)
 test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone
 	@$(if $(SEED),$(SIM) --seed $(SEED) --seeds $(if $(filter command,$(origin SEEDS)),$(SEEDS),1),$(RUN_TESTS) $(SIM_RUN))
-test-integration: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## whole programs, on a real S3 server
+test-integration: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## whole programs, on a real S3 server
 	@$(RUN_TESTS) $(INTEGRATION)
 sanity: all $(BUILD)/tools/ready ## csi-sanity
 	@$(RUN_TESTS) $(SANITY)
