@@ -1,0 +1,439 @@
+/* Runs on a store: written, read, looked up and merged, against a plain array of sectors. */
+#include "tests/support/test.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/loop.h"
+#include "portalbd/objstore/memory.h"
+#include "portalbd/volume/run_merge.h"
+
+enum { SECTORS = 200000, RUNS = 6, VOLUMES = 3 };
+
+struct fixture {
+    struct loop *loop;
+    struct env *env;
+    struct memory_store *memory;
+    struct objstore *store;
+    struct page_cache *pages;
+    struct volume_key keys[VOLUMES];
+    uint64_t rng;
+};
+
+/* Where the bytes of one sector are. */
+struct place {
+    uint8_t kind;
+    bool mapped;
+    uint8_t owner;
+    uint8_t in_frame; /* sector inside its frame */
+    uint16_t len;     /* of the frame */
+    uint32_t off;     /* of the frame */
+    uint64_t seq;
+};
+
+static uint64_t rng(struct fixture *f, uint64_t below) {
+    f->rng ^= f->rng << 13;
+    f->rng ^= f->rng >> 7;
+    f->rng ^= f->rng << 17;
+    return f->rng % below;
+}
+
+static void open_store(void *arg) {
+    struct fixture *f = arg;
+    f->store = objstore_memory_open(f->env, f->memory);
+    f->pages = page_cache_new(f->env, f->store, 8 * RUN_PAGE_SIZE);
+}
+
+static void close_store(void *arg) {
+    struct fixture *f = arg;
+    page_cache_free(f->pages);
+    objstore_close(f->store);
+}
+
+static int setup(void **state) {
+    static struct fixture f;
+    f = (struct fixture){.loop = loop_new(1), .memory = memory_store_new(), .rng = 0x1234567};
+    f.env = loop_env(f.loop);
+    for (int i = 0; i < VOLUMES; i++)
+        id_format_key(&f.keys[i], ID_VOLUME, "0123456789abcdef0123456789abcdef", 1 + (uint64_t)i);
+    loop_thread_start(f.loop, "test");
+    loop_call(f.loop, open_store, &f);
+    *state = &f;
+    return 0;
+}
+
+static int teardown(void **state) {
+    struct fixture *f = *state;
+    loop_call(f->loop, close_store, f);
+    loop_thread_stop(f->loop);
+    loop_free(f->loop);
+    memory_store_free(f->memory);
+    return 0;
+}
+
+static struct place place_of(const struct map_entry *m, uint8_t owner, uint64_t sector) {
+    struct place p = {.kind = m->kind, .mapped = true};
+    if (m->kind != EXTENT_DATA)
+        return p;
+    uint64_t at = m->skip + (sector - m->sector);
+    p.owner = owner;
+    p.seq = m->ref.seq;
+    p.off = m->off;
+    for (size_t i = 0; i < at / FRAME_SECTORS_MAX; i++)
+        p.off += m->lens[i];
+    p.len = m->lens[at / FRAME_SECTORS_MAX];
+    p.in_frame = (uint8_t)(at % FRAME_SECTORS_MAX);
+    return p;
+}
+
+static bool place_equal(const struct place *a, const struct place *b) {
+    return a->mapped == b->mapped && a->kind == b->kind && a->owner == b->owner &&
+           a->in_frame == b->in_frame && a->len == b->len && a->off == b->off && a->seq == b->seq;
+}
+
+static uint8_t owner_number(const struct fixture *f, const struct volume_key *key) {
+    for (uint8_t i = 0; i < VOLUMES; i++)
+        if (volume_key_equal(&f->keys[i], key))
+            return i;
+    fail();
+    return 0;
+}
+
+static struct run_reader *open_reader(struct fixture *f, const struct root_run *run) {
+    struct run_reader *r = NULL;
+    struct err e = {0};
+    int rc = run_reader_open(f->env, f->store, f->pages, &f->keys[0], &run->index.id, &r, &e);
+    if (rc < 0)
+        fail_msg("%s", e.text);
+    return r;
+}
+
+/* A run of random entries, which also go into `model`. */
+static struct run_reader *random_run(struct fixture *f, struct place *model) {
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    uint64_t sector = rng(f, 100);
+    while (sector < SECTORS) {
+        uint16_t lens[EXTENT_FRAMES_MAX];
+        struct map_entry m = {.sector = sector,
+                              .kind = (uint8_t)(rng(f, 3) ? EXTENT_DATA : 1 + rng(f, 2))};
+        uint64_t longest = rng(f, 20) ? 64 : EXTENT_SECTORS_MAX - FRAME_SECTORS_MAX;
+        uint64_t left = SECTORS - sector;
+        m.count = 1 + rng(f, MIN(longest, left));
+        uint8_t owner = (uint8_t)rng(f, VOLUMES);
+        if (m.kind == EXTENT_DATA) {
+            m.skip = (uint8_t)(rng(f, 2) ? 0 : rng(f, FRAME_SECTORS_MAX));
+            m.len_count = (uint16_t)extent_frames(m.skip + m.count);
+            m.off = (uint32_t)(SEGMENT_HEADER_SIZE + rng(f, 1 << 20));
+            m.ref = (struct obj_ref){.kind = OBJ_LOG, .seq = 1 + rng(f, 50)};
+            m.lens = lens;
+            for (size_t i = 0; i < m.len_count; i++)
+                lens[i] = (uint16_t)(FRAME_HEADER_SIZE + 1 + rng(f, 16000));
+        }
+        assert_int_equal(
+            run_writer_add(w, &m, m.kind == EXTENT_DATA ? &f->keys[owner] : NULL, NULL), 0);
+        for (uint64_t s = sector; s < sector + m.count; s++)
+            model[s] = place_of(&m, owner, s);
+        sector += m.count + (rng(f, 3) ? 0 : rng(f, 400));
+    }
+    struct root_run run;
+    assert_int_equal(run_writer_finish(w, &run, NULL), 0);
+    run_writer_free(w);
+    assert_true(run.entry_count > 50 && run.size > RUN_PAGE_SIZE);
+    return open_reader(f, &run);
+}
+
+static void check_place(const struct fixture *f, const struct run_reader *r,
+                        const struct map_entry *m, const struct place *model, uint64_t sector) {
+    uint8_t owner = 0;
+    if (m->kind == EXTENT_DATA)
+        owner = owner_number(f, &run_reader_index(r)->volumes[m->ref.volume]);
+    struct place p = place_of(m, owner, sector);
+    assert_true(place_equal(&p, &model[sector]));
+}
+
+/* Everything that the run says is what the model says, and nothing is missing. */
+static void check_whole(struct fixture *f, struct run_reader *r, const struct place *model,
+                        uint32_t read_ahead) {
+    struct run_iter it;
+    uint64_t at = 0, entries = 0;
+    int rc;
+    run_iter_init(&it, r, read_ahead);
+    while ((rc = run_iter_next(&it, NULL)) == 1) {
+        for (; at < it.entry.sector; at++)
+            assert_false(model[at].mapped);
+        for (; at < it.entry.sector + it.entry.count; at++)
+            check_place(f, r, &it.entry, model, at);
+        entries++;
+    }
+    assert_int_equal(rc, 0);
+    for (; at < SECTORS; at++)
+        assert_false(model[at].mapped);
+    assert_true(entries == run_reader_index(r)->entry_count);
+    run_iter_release(&it);
+}
+
+static void check_lookups(struct fixture *f, struct run_reader *r, const struct place *model) {
+    struct run_iter it;
+    run_iter_init(&it, r, 1);
+    for (int i = 0; i < 2000; i++) {
+        uint64_t sector = rng(f, SECTORS);
+        assert_int_equal(run_iter_seek(&it, sector, NULL), 0);
+        int rc = run_iter_next(&it, NULL);
+        assert_true(rc >= 0);
+        if (rc == 1 && it.entry.sector <= sector) {
+            assert_true(it.entry.sector + it.entry.count > sector);
+            check_place(f, r, &it.entry, model, sector);
+            continue;
+        }
+        uint64_t next = rc == 1 ? it.entry.sector : SECTORS;
+        for (uint64_t s = sector; s < next; s++)
+            assert_false(model[s].mapped);
+    }
+    run_iter_release(&it);
+}
+
+static void check_usage(struct run_reader *r) {
+    const struct run_index *x = run_reader_index(r);
+    uint64_t bytes = 0, used = 0;
+    struct run_iter it;
+    run_iter_init(&it, r, 4);
+    while (run_iter_next(&it, NULL) == 1)
+        bytes += it.entry.kind == EXTENT_DATA ? map_entry_stored_len(&it.entry) : 0;
+    run_iter_release(&it);
+    for (size_t i = 0; i < x->usage_count; i++)
+        used += x->usage[i].bytes;
+    assert_true(bytes == used);
+}
+
+static void write_and_read(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *r = random_run(f, model);
+    check_whole(f, r, model, 1);
+    check_whole(f, r, model, 3);
+    check_whole(f, r, model, RUN_READ_AHEAD_MAX);
+    check_lookups(f, r, model);
+    check_usage(r);
+    run_reader_unref(r);
+    free(model);
+}
+
+static void merge_runs(struct fixture *f, size_t count, bool bottom) {
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct place *one = xcalloc(SECTORS, sizeof *one);
+    struct run_reader *runs[RUNS];
+    for (size_t i = count; i-- > 0;) { /* the oldest first; runs[0] is the newest */
+        memset(one, 0, SECTORS * sizeof *one);
+        runs[i] = random_run(f, one);
+        for (size_t s = 0; s < SECTORS; s++)
+            if (one[s].mapped)
+                model[s] = one[s];
+    }
+    for (size_t s = 0; bottom && s < SECTORS; s++)
+        if (model[s].kind == EXTENT_HOLE)
+            model[s] = (struct place){0};
+    struct root_run run;
+    struct err e = {0};
+    int rc = run_merge(f->env, f->store, &f->keys[0], runs, count, bottom, &run, &e);
+    if (rc < 0)
+        fail_msg("%s", e.text);
+    struct run_reader *merged = open_reader(f, &run);
+    check_whole(f, merged, model, 4);
+    check_lookups(f, merged, model);
+    check_usage(merged);
+    run_reader_unref(merged);
+    for (size_t i = 0; i < count; i++)
+        run_reader_unref(runs[i]);
+    free(one);
+    free(model);
+}
+
+static void merge_many(void *arg) {
+    for (size_t count = 1; count <= RUNS; count++) {
+        merge_runs(arg, count, false);
+        merge_runs(arg, count, true);
+    }
+}
+
+/* More than one part; entries that nothing can join. */
+static void several_parts(void *arg) {
+    struct fixture *f = arg;
+    enum { ENTRIES = 90000 };
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    uint16_t lens[EXTENT_FRAMES_MAX];
+    for (size_t i = 0; i < EXTENT_FRAMES_MAX; i++)
+        lens[i] = (uint16_t)(FRAME_SIZE_MAX - i);
+    struct map_entry m = {.count = EXTENT_SECTORS_MAX,
+                          .kind = EXTENT_DATA,
+                          .lens = lens,
+                          .len_count = EXTENT_FRAMES_MAX,
+                          .off = SEGMENT_HEADER_SIZE,
+                          .ref = {.kind = OBJ_LOG}};
+    for (uint64_t i = 0; i < ENTRIES; i++) {
+        m.sector = i * EXTENT_SECTORS_MAX;
+        m.ref.seq = i + 1;
+        assert_int_equal(run_writer_add(w, &m, &f->keys[1], NULL), 0);
+    }
+    struct root_run run;
+    assert_int_equal(run_writer_finish(w, &run, NULL), 0);
+    run_writer_free(w);
+    struct run_reader *r = open_reader(f, &run);
+    assert_true(run_reader_index(r)->part_count >= 2);
+    assert_int_equal(run_reader_index(r)->usage_count, ENTRIES);
+    struct run_iter it;
+    run_iter_init(&it, r, 16);
+    for (uint64_t i = 0; i < ENTRIES; i++) {
+        assert_int_equal(run_iter_next(&it, NULL), 1);
+        assert_true(it.entry.sector == i * EXTENT_SECTORS_MAX && it.entry.ref.seq == i + 1);
+    }
+    assert_int_equal(run_iter_next(&it, NULL), 0);
+    for (uint64_t i = 0; i < ENTRIES; i += 997) {
+        assert_int_equal(run_iter_seek(&it, i * EXTENT_SECTORS_MAX + 5, NULL), 0);
+        assert_int_equal(run_iter_next(&it, NULL), 1);
+        assert_true(it.entry.ref.seq == i + 1);
+    }
+    run_iter_release(&it);
+    run_reader_unref(r);
+}
+
+static void joining(void *arg) {
+    struct fixture *f = arg;
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    struct map_entry m = {.count = 10, .kind = EXTENT_HOLE};
+    for (m.sector = 0; m.sector < 1000; m.sector += 10)
+        assert_int_equal(run_writer_add(w, &m, NULL, NULL), 0);
+    m.kind = EXTENT_ZERO;
+    assert_int_equal(run_writer_add(w, &m, NULL, NULL), 0);
+    uint16_t len = 100;
+    m = (struct map_entry){.sector = 2000,
+                           .count = 32,
+                           .kind = EXTENT_DATA,
+                           .off = 96,
+                           .lens = &len,
+                           .len_count = 1,
+                           .ref = {.kind = OBJ_LOG, .seq = 9}};
+    for (int i = 0; i < 100; i++) { /* 64 frames make one entry, 36 the next */
+        assert_int_equal(run_writer_add(w, &m, &f->keys[0], NULL), 0);
+        m.sector += 32;
+        m.off += len;
+    }
+    struct root_run run;
+    assert_int_equal(run_writer_finish(w, &run, NULL), 0);
+    assert_int_equal(run.entry_count, 4);
+    run_writer_free(w);
+
+    w = run_writer_new(f->env, f->store, &f->keys[0]);
+    size_t objects = memory_store_count(f->memory);
+    assert_int_equal(run_writer_finish(w, &run, NULL), 0);
+    assert_int_equal(run.entry_count, 0);
+    assert_int_equal(memory_store_count(f->memory), objects);
+    run_writer_free(w);
+}
+
+/* A part that is gone, cut short, or another's: an error that names it, never wrong entries. */
+static void damage(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *r = random_run(f, model);
+    const struct run_part *p = &run_reader_index(r)->parts[0];
+    char key[KEY_MAX];
+    struct view part;
+    key_map(key, &f->keys[0], &p->ref.id);
+    assert_true(memory_store_find(f->memory, key, &part));
+    assert_true(p->page_count >= 2);
+    uint8_t *copy = xmalloc(part.len);
+    size_t len = part.len;
+    memcpy(copy, part.data, len);
+
+    struct err e = {0};
+    struct run_iter it;
+    memory_store_replace(f->memory, key, view_of(copy, RUN_PAGE_SIZE + 10));
+    run_iter_init(&it, r, 2);
+    assert_int_equal(run_iter_next(&it, &e), -ERR_CORRUPT);
+    run_iter_release(&it);
+    run_iter_init(&it, r, 1);
+    assert_int_equal(run_iter_seek(&it, p->page_first[1], &e), -ERR_CORRUPT);
+    assert_non_null(strstr(e.text, key));
+
+    memcpy(copy + RUN_PAGE_SIZE, copy, RUN_PAGE_SIZE); /* a good page, but not this one */
+    memory_store_replace(f->memory, key, view_of(copy, len));
+    assert_int_equal(run_iter_seek(&it, p->page_first[1], &e), -ERR_CORRUPT);
+    copy[100] ^= 1;
+    memory_store_replace(f->memory, key, view_of(copy, len));
+    assert_int_equal(run_iter_seek(&it, p->page_first[0], &e), -ERR_CORRUPT);
+    run_iter_release(&it);
+    memory_store_remove(f->memory, key);
+    run_iter_init(&it, r, 3);
+    assert_int_equal(run_iter_seek(&it, p->page_first[0], &e), -ERR_NOT_FOUND);
+    run_iter_release(&it);
+    run_reader_unref(r);
+    free(copy);
+    free(model);
+}
+
+struct cancelled_merge {
+    struct fixture *f;
+    struct run_reader *runs[2];
+    int rc;
+    bool ended;
+};
+
+static void merge_fiber(void *arg) {
+    struct cancelled_merge *c = arg;
+    struct root_run run;
+    c->rc = run_merge(c->f->env, c->f->store, &c->f->keys[0], c->runs, 2, true, &run, NULL);
+    c->ended = true;
+}
+
+/* Cancelled after 0, 1, 2, ... turns it ends soon, with that error, and leaks nothing. */
+static void cancel(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct cancelled_merge c = {.f = f};
+    c.runs[0] = random_run(f, model);
+    c.runs[1] = random_run(f, model);
+    bool finished = false;
+    int cancelled = 0;
+    for (int turns = 0; !finished; turns += 1 + turns / 4) {
+        assert_true(turns < 100000);
+        c.ended = false;
+        struct fiber *merge = fiber_start(f->env, merge_fiber, &c);
+        for (int i = 0; i < turns && !c.ended; i++)
+            fiber_yield(f->env);
+        finished = c.ended;
+        if (!c.ended)
+            fiber_cancel(merge);
+        while (!c.ended)
+            fiber_yield(f->env);
+        assert_true(c.rc == 0 || (c.rc == -ERR_CANCELLED && !finished));
+        cancelled += c.rc < 0;
+    }
+    assert_true(cancelled > 5);
+    run_reader_unref(c.runs[0]);
+    run_reader_unref(c.runs[1]);
+    free(model);
+}
+
+#define FIBER_TEST(name, fn)                                                                       \
+    static void name(void **state) {                                                               \
+        struct fixture *f = *state;                                                                \
+        loop_call(f->loop, fn, f);                                                                 \
+    }
+FIBER_TEST(test_write_and_read, write_and_read)
+FIBER_TEST(test_merge, merge_many)
+FIBER_TEST(test_several_parts, several_parts)
+FIBER_TEST(test_joining, joining)
+FIBER_TEST(test_damage, damage)
+FIBER_TEST(test_cancel, cancel)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_write_and_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_merge, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_several_parts, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_joining, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
