@@ -25,7 +25,9 @@ int pin_claim_new(struct env *env, struct objstore *s, const struct volume_key *
     char key[KEY_MAX];
     key_pin_claim(key, v, &claim.pin);
     int rc = objstore_put(s, key, buf_view(&body), NULL, e);
-    if (rc == -ERR_EXISTS || rc == -ERR_STALE) /* 128 random bits: not by chance */
+    if (rc == -ERR_STALE) /* stored, the answer lost, and swept before it was repeated */
+        return err_set(e, -ERR_STALE, "'%s': a sweeper took its maker for dead", key);
+    if (rc == -ERR_EXISTS) /* 128 random bits: not by chance */
         return err_set(e, -ERR_CORRUPT, "'%s', a new random key, is taken", key);
     if (rc < 0)
         return rc;

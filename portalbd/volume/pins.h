@@ -19,7 +19,8 @@ enum {
     PINS_MAX = 65536, /* of one volume */
 };
 
-/* Step 1: puts the claim of a new pin. Costs 1. */
+/* Step 1: puts the claim of a new pin. -ERR_STALE: swept at once, after a lost answer: again. Costs
+ * 1. */
 int pin_claim_new(struct env *env, struct objstore *s, const struct volume_key *v,
                   const struct commit_key *commit, struct random_id *ret_pin, struct err *e);
 

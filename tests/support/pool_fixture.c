@@ -62,17 +62,26 @@ void pool_fixture_print(const struct pool_fixture *f) {
         printf("%6zu %s\n", body.len, key);
 }
 
+int pool_fixture_put_segment(struct pool_fixture *f, const struct volume_key *v,
+                             const struct manifest *m, uint64_t seq, struct err *e) {
+    uint8_t body[1024] = {0};
+    struct segment_meta meta = {
+        .kind = SEGMENT_DATA, .epoch = m->epoch, .seq = seq, .nonce = m->nonce};
+    segment_volume_hash(meta.volume_hash, v);
+    segment_encode_header(body, &meta);
+    char key[KEY_MAX];
+    key_log(key, v, seq);
+    return objstore_put(f->store, key, view_of(body, sizeof body), NULL, e);
+}
+
 void pool_fixture_write(struct pool_fixture *f, const struct volume_key *v, uint32_t publish_epoch,
                         size_t segments, bool close) {
     struct err e;
     struct takeover t;
     int rc = volume_takeover(f->env, f->store, v, publish_epoch, NULL, false, &t, &e);
     CHECK(rc == 0);
-    uint8_t body[1024] = {0};
     for (size_t i = 0; i < segments; i++) {
-        char key[KEY_MAX];
-        key_log(key, v, t.first_seq + i);
-        rc = objstore_put(f->store, key, view_of(body, sizeof body), NULL, &e);
+        rc = pool_fixture_put_segment(f, v, &t.manifest, t.first_seq + i, &e);
         CHECK(rc == 0);
     }
     if (close) {

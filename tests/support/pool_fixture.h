@@ -35,6 +35,10 @@ uint64_t pool_fixture_requests(const struct pool_fixture *f);
 size_t pool_fixture_count(const struct pool_fixture *f, const char *part);
 void pool_fixture_print(const struct pool_fixture *f); /* keys and sizes, for people */
 
+/* fiber. Puts an object into the log that has a data segment's header and nothing in it. */
+int pool_fixture_put_segment(struct pool_fixture *f, const struct volume_key *v,
+                             const struct manifest *m, uint64_t seq, struct err *e);
+
 /* fiber. A writer without an engine: opens with the publish epoch, puts `segments` objects into the
  * log, and closes (when `close`) with a manifest that has them in its tail. */
 void pool_fixture_write(struct pool_fixture *f, const struct volume_key *v, uint32_t publish_epoch,
