@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -97,19 +98,15 @@ class Agent:
         if self.daemon:
             args += ["--daemon", self.daemon]
         self.process = subprocess.Popen(args, stdout=self.log, stderr=self.log)
-        self.channel = grpc.insecure_channel(f"unix:{self.socket}", [
-            ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)])
 
         def ready():
             if self.process.poll() is not None:
                 raise AssertionError(f"the agent ended with {self.process.returncode}\n"
                                      + self.log_text())
-            try:
-                self.call("GetInfo", timeout=1)
-                return True
-            except grpc.RpcError:
-                return False
+            with socket.socket(socket.AF_UNIX) as s:  # gRPC itself would wait for seconds
+                return s.connect_ex(self.socket) == 0
         wait_for(ready, "the agent")
+        self.channel = grpc.insecure_channel(f"unix:{self.socket}")
         return self
 
     def call(self, method, timeout=30, **fields):

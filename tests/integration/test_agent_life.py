@@ -242,7 +242,6 @@ class AgentLife(unittest.TestCase):
         try:
             with self.assertRaisesRegex(AssertionError, "the agent ended with 1"):
                 second.start()
-            second.channel.close()
         finally:
             second.run_dir = own
             second.clean()

@@ -2,7 +2,7 @@
 """The FUSE front end under a loop device, over memory: filesystems, verification by fio, discard,
 exact zeroes, growing, and what detaching does while somebody still uses the device.
 
-Needs root, /dev/fuse and loop devices. BUILD names the build folder (build).
+Needs root, /dev/fuse and loop devices. PORTALBD_BUILD names the build folder (build).
 """
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ import threading
 import time
 import unittest
 
-BUILD = os.environ.get("BUILD", "build")
+BUILD = os.environ.get("PORTALBD_BUILD", "build")
 TOOL = os.path.join(BUILD, "tools", "fuse_ram")
 MIB = 1 << 20
 
