@@ -1,4 +1,5 @@
-/* Files of "[section]" and "key = value" lines (libinih), for options and for the list of pools. */
+/* Files of "[section]" and "key = value" lines (libinih), for options and for the list of pools. A
+ * line that begins with # or ;, and what follows " ;" in another, is a comment. */
 #pragma once
 
 #include "common/err.h"
