@@ -167,7 +167,9 @@ static void check_pin_root(struct audit *a, const char *key, struct view body) {
         struct snap *snap = snap_of_pin(a->sim, &p.pin);
         bool live = p.commit.is_clone ? clone_holds(a, &p.commit, &p.pin) : snap != NULL;
         if (!live)
-            sim_fail(a->sim, "I11: %s holds a root, but nothing live names it", key);
+            sim_fail(a->sim,
+                     "I11: %s holds a root, but nothing live names it; its commit key is %s", key,
+                     p.commit.key);
         check_root(a, &p.root, key);
         char claim[KEY_MAX];
         snprintf(claim, sizeof claim, "%.*s.claim", (int)(strrchr(key, '.') - key), key);

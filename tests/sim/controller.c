@@ -13,8 +13,8 @@
 #include "tests/sim/sim.h"
 
 static const char *const task_names[TASK_KINDS] = {
-    "prepare", "create",   "publish",         "unpublish",  "expand",
-    "delete",  "snapshot", "delete snapshot", "background",
+    "prepare", "create",   "publish",       "unpublish",       "expand",
+    "delete",  "snapshot", "find snapshot", "delete snapshot", "background",
 };
 
 static void node_name(char *to, size_t size, unsigned node) {
@@ -83,8 +83,6 @@ static int run_create(struct task *t, struct err *e) {
         model_image_end(vol->origin);
     if (rc == 0 && !c->dead)
         volume_is_there(c->sim, vol, &info);
-    else if (rc == -ERR_NOT_FOUND && !c->dead && vol->state == UNBORN)
-        vol->state = DEAD;
     if (rc == 0)
         volume_info_release(&info);
     return rc;
@@ -183,34 +181,49 @@ static void note_beside(struct sim *s, const struct sim_volume *vol) {
     }
 }
 
+static void snapshot_is_there(struct sim *s, struct snap *snap, const struct snapshot_info *info) {
+    if (snap->state != UNBORN)
+        return;
+    snap->state = LIVE;
+    memcpy(snap->id, info->id, sizeof snap->id);
+    snap->volume = info->record.source;
+    snap->pin = info->record.pin;
+    snap->source->snaps++;
+    s->totals.snapshots++;
+}
+
 static int run_snapshot(struct task *t, struct err *e) {
     struct controller *c = t->controller;
     struct snap *snap = t->snap;
     if (!snap->image)
         snap->image = model_image_begin(snap->source->model, snap->name);
     note_beside(c->sim, snap->source);
-    if (++snap->makers > 1)
-        scenarios_note(c->sim, S7_TWO_MAKERS);
     struct snapshot_info info;
     int rc = catalog_snapshot_create(&c->catalog, snap->name, snap->source->id, &info, e);
-    snap->makers--;
     if (!c->dead)
         note_beside(c->sim, snap->source);
     if (snap->state == UNBORN)
         model_image_end(snap->image);
-    if (rc == 0 && !c->dead && snap->state == UNBORN) {
-        snap->state = LIVE;
-        memcpy(snap->id, info.id, sizeof snap->id);
-        snap->volume = info.record.source;
-        snap->pin = info.record.pin;
-        snap->source->snaps++;
-        c->sim->totals.snapshots++;
-    } else if (rc == -ERR_NOT_FOUND && !c->dead && snap->state == UNBORN && snap->makers == 0) {
-        snap->state = DEAD;
-    }
+    if (rc == 0 && !c->dead)
+        snapshot_is_there(c->sim, snap, &info);
     if (rc == 0)
         snapshot_info_release(&info);
     return rc;
+}
+
+/* Is a snapshot there after all, whose makers died and whose source is gone? */
+static int run_find_snapshot(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct snapshot_info info;
+    int rc = catalog_snapshot_find(&c->catalog, t->snap->name, &info, e);
+    if (rc == -ERR_NOT_FOUND && !c->dead)
+        t->snap->state = DEAD;
+    if (rc < 0)
+        return rc == -ERR_NOT_FOUND ? 0 : rc;
+    if (!c->dead)
+        snapshot_is_there(c->sim, t->snap, &info);
+    snapshot_info_release(&info);
+    return 0;
 }
 
 static int run_delete_snapshot(struct task *t, struct err *e) {
@@ -270,6 +283,8 @@ static int run(struct task *t, struct err *e) {
         return run_delete(t, e);
     case TASK_SNAPSHOT:
         return run_snapshot(t, e);
+    case TASK_FIND_SNAPSHOT:
+        return run_find_snapshot(t, e);
     case TASK_DELETE_SNAPSHOT:
         return run_delete_snapshot(t, e);
     case TASK_BACKGROUND:
@@ -290,6 +305,8 @@ static void task_main(void *arg) {
     c->sim->totals.tasks_killed += c->dead;
     if (t->vol)
         t->vol->busy--;
+    if (t->kind == TASK_SNAPSHOT)
+        t->snap->makers--;
     c->tasks--;
     c->tasks_of[t->kind]--;
     free(t);
@@ -301,6 +318,8 @@ void controller_submit(struct controller *c, const struct task *t) {
     copy->controller = c;
     if (t->vol)
         t->vol->busy++;
+    if (t->kind == TASK_SNAPSHOT && ++t->snap->makers > 1)
+        scenarios_note(c->sim, S7_TWO_MAKERS);
     c->tasks++;
     c->tasks_of[t->kind]++;
     sim_trace(&c->sim->world, c->proc.name, "%s %s ...", task_names[t->kind],

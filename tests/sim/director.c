@@ -229,7 +229,9 @@ static void act_snapshot(struct sim *s) {
 
 static void act_delete_snapshot(struct sim *s) {
     struct snap *snap = pick_snap(s, false);
-    if (snap && (count_snaps(s) > SNAPS_LIVE_MAX / 2 || sim_chance(world(s), 300)))
+    if (!snap || snap->makers > 0) /* a maker that is late would make it anew, rightly */
+        return;
+    if (count_snaps(s) > SNAPS_LIVE_MAX / 2 || sim_chance(world(s), 300))
         submit(s, (struct task){.kind = TASK_DELETE_SNAPSHOT, .snap = snap});
 }
 
@@ -409,17 +411,17 @@ static void clear_doubts(struct sim *s, struct controller *c) {
         struct sim_volume *v = list_entry(node, struct sim_volume, node);
         if (v->state == UNBORN)
             do_task(s, c, (struct task){.kind = TASK_CREATE, .vol = v});
+        if (v->state == UNBORN) /* its source is gone */
+            v->state = DEAD;
         if (v->state == DYING)
             do_task(s, c, (struct task){.kind = TASK_DELETE, .vol = v, .steal = true});
     }
     list_for_each (&s->snaps, node) {
         struct snap *n = list_entry(node, struct snap, node);
-        /* A snapshot that nobody asks for again: somebody asks now, or the sweeper finds what is
-         * left; but its commit may have landed. */
-        if (n->state == UNBORN)
+        if (n->state == UNBORN && n->source->state == LIVE)
             do_task(s, c, (struct task){.kind = TASK_SNAPSHOT, .snap = n});
-        if (n->state == UNBORN && n->source->state == DEAD)
-            n->state = DEAD;
+        if (n->state == UNBORN)
+            do_task(s, c, (struct task){.kind = TASK_FIND_SNAPSHOT, .snap = n});
         if (n->state == DYING)
             do_task(s, c, (struct task){.kind = TASK_DELETE_SNAPSHOT, .snap = n});
     }
@@ -473,7 +475,12 @@ void director_settle(struct sim *s) {
         pause_for(s, SWEEP_INTERVAL_US + 1000000);
     }
     read_everything(s, c);
-    do_task(s, c, (struct task){.kind = TASK_BACKGROUND});
+    /* A chain of deleted clones is given back a link a pass. */
+    size_t before;
+    do {
+        before = sim_bucket_count(s->bucket);
+        do_task(s, c, (struct task){.kind = TASK_BACKGROUND});
+    } while (sim_bucket_count(s->bucket) < before && !checker_failed(&s->checker));
     if (!checker_failed(&s->checker))
         audit_bucket(s);
     while (!list_empty(&s->controllers))

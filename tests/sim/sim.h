@@ -84,6 +84,7 @@ void scenarios_opening(struct sim *s, struct daemon *d);
 
 /* --- volumes and snapshots as the run knows them --- */
 
+/* UNBORN: perhaps created; DYING: perhaps deleted. */
 enum existence { UNBORN, LIVE, DYING, DEAD };
 
 struct snap {
@@ -199,6 +200,7 @@ enum task_kind {
     TASK_EXPAND,
     TASK_DELETE,
     TASK_SNAPSHOT,
+    TASK_FIND_SNAPSHOT,
     TASK_DELETE_SNAPSHOT,
     TASK_BACKGROUND,
     TASK_KINDS
