@@ -134,15 +134,18 @@ start_s3() {
     export AWS_ENDPOINT_URL=http://127.0.0.1:$PORT
 }
 
-# start_faultproxy ARGUMENTS...: between us and the S3 server; AWS_ENDPOINT_URL leads to it afterwards.
+# start_faultproxy ARGUMENTS...: between us and the S3 server; AWS_ENDPOINT_URL leads to it
+# afterwards, $FAULT_CONTROL to its control endpoint (curl -s "$FAULT_CONTROL/counts"; settings:
+# curl -s -X POST "$FAULT_CONTROL/config?drop=0.1"). Its arguments: tests/tools/faultproxy/main.go.
 start_faultproxy() {
     [ -x "$TOOLS/faultproxy" ] || skip "needs $TOOLS/faultproxy (make test builds it)"
-    rm -f "$WORK/faultproxy.addr"
-    start faultproxy faultproxy --target "$AWS_ENDPOINT_URL" --addr-file "$WORK/faultproxy.addr" "$@"
+    local addresses=$WORK/faultproxy.$RANDOM.addr proxy='' control=''
+    start faultproxy faultproxy --target "$AWS_ENDPOINT_URL" --addr-file "$addresses" "$@"
     PROXY_PID=$PID
-    wait_for 10 grep -q ^control= "$WORK/faultproxy.addr"
-    PROXY_CONTROL=$(sed -n 's/^control=//p' "$WORK/faultproxy.addr")
-    AWS_ENDPOINT_URL=$(sed -n 's/^proxy=//p' "$WORK/faultproxy.addr")
+    wait_for 10 test -s "$addresses"
+    # shellcheck source=/dev/null
+    . "$addresses"
+    export AWS_ENDPOINT_URL=$proxy FAULT_CONTROL=$control
 }
 # proxy_set drop=0.1 delay=20ms ...: from now on.
 proxy_set() {

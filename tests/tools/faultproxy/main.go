@@ -412,6 +412,7 @@ func main() {
 	p := &proxy{counts: map[string]*count{}, change: make(chan struct{})}
 	p.config.Codes = []int{500, 503, 429}
 	for _, name := range []string{"delay", "jitter", "error", "drop", "cut", "codes", "retry_after", "kinds", "key", "down", "hang"} {
+		name := name
 		flag.Func(name, "setting", func(value string) error { return p.config.set(name, value) })
 	}
 	flag.Parse()
