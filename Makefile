@@ -257,11 +257,18 @@ lint-layers: $(ENGINE_LIBS)
 lint-tidy:
 	@tools/check-tidy
 lint-scripts:
-	@shellcheck --external-sources --source-path=SCRIPTDIR $$(tools/list-scripts)
+	@shellcheck --external-sources --source-path=SCRIPTDIR $$(tools/list-scripts sh)
+	@python3 -c 'import ast, sys; [ast.parse(open(f).read(), f) for f in sys.argv[1:]]' $$(tools/list-scripts python)
 lint-analyzer: $(BUILD)/flags
 	@tools/check-analyzer "$$(sed 's/^[^ ]* //' $(BUILD)/flags)"
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+
+.PHONY: docs
+docs: all ## write docs/options/ and the manual pages in build/man from the programs' tables of options
+	@mkdir -p docs/options $(BUILD)/man
+	@set -e; for p in $(PROGRAMS); do $(BUILD)/bin/$$p --print-options-md >docs/options/$$p.md; \
+		$(BUILD)/bin/$$p --print-man >$(BUILD)/man/$$p.8; done
 
 .PHONY: clean help
 clean: ## remove everything that was built
