@@ -205,6 +205,10 @@ int checkpoint_now(struct volume *v, struct err *e) {
     int rc = checkpoint(v, e);
     if (rc == 0 && v->run_count > v->config.runs_max)
         rc = merge_runs(v, e);
+    if (rc == -ERR_NOT_FOUND) { /* a part of a run: whoever deleted it, it was not us */
+        struct err missing = *e;
+        rc = read_explain_missing(v, missing.text, e);
+    }
     fiber_mutex_unlock(&v->checkpoint_mutex);
     return rc;
 }

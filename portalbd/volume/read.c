@@ -183,7 +183,7 @@ static void lookup_memory(struct volume *v, uint64_t sector, uint64_t count, str
 }
 
 /* fiber. A GET that found nothing: are we still the one who may say so? */
-static int explain_missing(struct volume *v, const char *what, struct err *e) {
+int read_explain_missing(struct volume *v, const char *what, struct err *e) {
     if (v->read_only) {
         char root_key[KEY_MAX];
         key_pin_root(root_key, &v->config.key, &v->pin);
@@ -227,7 +227,7 @@ static int lookup_runs(struct volume *v, struct pieces *p, struct err *e) {
     if (rc == -ERR_NOT_FOUND) {
         char missing[ERR_TEXT_MAX];
         snprintf(missing, sizeof missing, "%s", e->text);
-        rc = explain_missing(v, missing, e);
+        rc = read_explain_missing(v, missing, e);
     }
     return rc;
 }
@@ -324,7 +324,7 @@ static void decode_fetch(void *arg) {
 static int finish_fetch(struct fetch *f, struct err *e) {
     struct volume *v = f->slice->v;
     if (f->req.rc == -ERR_NOT_FOUND)
-        return explain_missing(v, f->key, e);
+        return read_explain_missing(v, f->key, e);
     if (f->req.rc < 0)
         return err_copy(e, &f->req.err);
     if (f->req.body.len < f->len)

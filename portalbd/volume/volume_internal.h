@@ -156,6 +156,9 @@ bool read_submit(struct volume *v, struct bd_request *req);
 bool block_status_submit(struct volume *v, struct bd_request *req);
 bool prefetch_submit(struct volume *v, struct bd_request *req);
 void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count);
+/* fiber. What it means that an object which our map names is not there: we are fenced, the snapshot
+ * or volume was deleted, or it is corruption. `what` says which object. */
+int read_explain_missing(struct volume *v, const char *what, struct err *e);
 
 /* --- checkpoint.c --- */
 void checkpoint_maybe_start(struct volume *v);
