@@ -351,9 +351,14 @@ void director_run(struct sim *s) {
     while (c->tasks > 0 && pause_for(s, 10000))
         continue;
     create_volume(s, NULL, NULL);
+    uint64_t operations = 0, idle = 0;
     for (unsigned step = 0; !enough(s) && step < STEPS_MAX; step++) {
         keep_busy(s);
-        if (!pause_for(s, sim_skewed(world(s), 500, 150000)))
+        /* Where the store is so bad that nothing comes to its end between two blows, they get
+         * rarer. */
+        idle = s->checker.operations == operations ? idle + 1 : 0;
+        operations = s->checker.operations;
+        if (!pause_for(s, sim_skewed(world(s), 500, 150000) * (1 + idle / 10)))
             return;
         daemons_reap(s);
         act(s);
@@ -460,7 +465,7 @@ static void read_everything(struct sim *s, struct controller *c) {
 void director_settle(struct sim *s) {
     s->stopping = true;
     stop_daemons(s, 300);
-    struct sim_faults none = {.latency_us_max = 5000};
+    struct sim_faults none = {.latency_us_max = 5000, .late_us_max = 1000000};
     sim_bucket_set_faults(s->bucket, &none);
     if (!wait_until_ended(s))
         return;
