@@ -3,6 +3,7 @@
 
 The agent's processes are in the caller's process group and namespaces; clean() ends what is left.
 """
+import atexit
 import contextlib
 import os
 import shutil
@@ -82,6 +83,8 @@ def mounted(device, *options):
 class Agent:
     """One node: an agent with a run folder of its own."""
 
+    live = set()  # what an interrupted test leaves behind
+
     def __init__(self, pools, node_id="node-1", daemon=None, call_wait="5s"):
         self.run_dir = os.path.realpath(tempfile.mkdtemp(prefix="pbd-run-"))
         self.log = open(os.path.join(self.run_dir, "log"), "ab")
@@ -90,6 +93,7 @@ class Agent:
         self.process = None
         self.channel = None
         self.pids = set()  # of daemons that we have seen
+        self.live.add(self)
 
     def start(self):
         args = [os.path.join(BUILD, "bin", "node-agent"), "--run-dir", self.run_dir, "--endpoint",
@@ -163,13 +167,15 @@ class Agent:
         return read(os.path.join(self.run_dir, "log"))[-20000:]
 
     def clean(self):
-        """Ends everything, by force where needed."""
+        """Ends everything, by force where needed; returns how the agent ended."""
+        code = None
+        self.live.discard(self)
         if self.process and self.process.poll() is None:
             with contextlib.suppress(Exception):
                 for a in self.call("ListAttachments").attachments:
                     self.call("DetachVolume", volume_id=a.volume_id, force=True)
             with contextlib.suppress(Exception):
-                self.stop()
+                code = self.stop()
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
@@ -187,3 +193,10 @@ class Agent:
             subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL, check=False)
         self.log.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
+        return code
+
+
+@atexit.register
+def clean_all():
+    for agent in list(Agent.live):
+        agent.clean()

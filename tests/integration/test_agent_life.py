@@ -34,15 +34,17 @@ class AgentLife(unittest.TestCase):
         self.agent = Agent(pools, daemon=FAKE, call_wait="1s").start()
 
     def tearDown(self):
-        if sys.exc_info()[0] or any(e for _, e in self._outcome_errors()):
-            sys.stderr.write(self.agent.log_text())
+        log = self.agent.log_text
+        failed = any(t is self for t, _ in self._outcome.result.failures + self._outcome.result.errors)
+        if failed:
+            sys.stderr.write(log())
+        self.addCleanup(self.dir.cleanup)
+        for a in self.agent.call("ListAttachments").attachments:
+            self.agent.code("DetachVolume", volume_id=a.volume_id, force=True)
+        code = self.agent.stop()
+        text = log()
         self.agent.clean()
-        self.dir.cleanup()
-
-    def _outcome_errors(self):
-        result = getattr(self._outcome, "result", None)
-        return [(t, e) for t, e in (result.errors + result.failures if result else [])
-                if t is self]
+        self.assertEqual(code, 0, text)  # also: no leak, under the sanitizers
 
     def tell(self, *words):
         with open(os.path.join(self.agent.run_dir, "fake.new"), "w", encoding="utf-8") as f:

@@ -4,6 +4,7 @@ exact zeroes, growing, and what detaching does while somebody still uses the dev
 
 Needs root, /dev/fuse and loop devices. PORTALBD_BUILD names the build folder (build).
 """
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -44,7 +45,10 @@ def sh(*args, timeout=120, check=True, **kw):
 class RamDisk:
     """fuse_ram and what has to go away again afterwards."""
 
+    live = set()  # what an interrupted test leaves behind
+
     def __init__(self, size, mode="later"):
+        self.live.add(self)
         self.dir = tempfile.mkdtemp(prefix="portalbd-fuse-")
         self.process = subprocess.Popen([TOOL, self.dir, str(size), mode], stdout=subprocess.PIPE,
                                         text=True)
@@ -61,6 +65,7 @@ class RamDisk:
     def close(self):
         """Ends the tool, by force after a while; returns its exit code and last line."""
         tail, code = "", None
+        self.live.discard(self)
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -69,6 +74,8 @@ class RamDisk:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
+        if code is None and self.device.startswith("/dev/loop"):
+            subprocess.run(["losetup", "-d", self.device], stderr=subprocess.DEVNULL, check=False)
         subprocess.run(["umount", "-l", self.file], stderr=subprocess.DEVNULL, check=False)
         shutil.rmtree(self.dir, ignore_errors=True)
         return code, tail.strip()
@@ -95,6 +102,12 @@ def mounted(device, *options):
 
 def stats_of(line):
     return dict(field.split("=") for field in line.splitlines()[-1].split())
+
+
+@atexit.register
+def close_all():
+    for disk in list(RamDisk.live):
+        disk.close()
 
 
 class FuseDevice(unittest.TestCase):
