@@ -156,10 +156,11 @@ GO_TOOLS  := $(patsubst tests/tools/%/go.mod,$(BUILD)/tools/%,$(wildcard tests/t
 SIM_LIB   := $(BUILD)/lib/tests_sim.a
 SIM       := $(if $(wildcard tests/sim/sim.c),$(BUILD)/tests/sim/sim)
 
-# The rooms up to the last one whose folder the test stands in; all of them for other tests.
+# The rooms up to the last one whose folder the test stands in; all of them for other tests. (tests/support makes the
+# pools for tests of volumes through the catalog.)
 rooms_upto = $(if $(2),$(firstword $(2)) $(if $(filter $(1),$(firstword $(2))),,$(call rooms_upto,$(1),$(wordlist 2,99,$(2)))))
 test_room  = $(lastword $(foreach r,$(LIB_ROOMS),$(if $(filter tests/unit/$(r)/%,$(1)),$(r))))
-test_rooms = $(if $(call test_room,$(1)),$(call rooms_upto,$(call test_room,$(1)),$(LIB_ROOMS)),$(CORE_ROOMS))
+test_rooms = $(if $(call test_room,$(1)),$(call rooms_upto,$(patsubst %/volume,%/catalog,$(call test_room,$(1))),$(LIB_ROOMS)),$(CORE_ROOMS))
 define test_rule
 $(BUILD)/$(1): $(BUILD)/obj/$(1).o $(if $(filter tests/sim/%,$(1)),$(SIM_LIB)) $(SUPPORT_LIB) $(foreach r,$(2),$(call room_lib,$(r))) $(if $(filter $(RPC_FOLDERS),$(2)),$(GEN_LIB))
 	$$(link) -lcmocka
