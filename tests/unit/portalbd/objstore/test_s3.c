@@ -95,11 +95,14 @@ static void server_start(struct server *s, const struct step *steps, size_t coun
 }
 
 /* The client's connections are closed by then. */
-static void server_stop(struct server *s) {
+static void server_join(struct server *s) {
     __atomic_store_n(&s->stop, true, __ATOMIC_RELEASE);
     shutdown(s->fd, SHUT_RDWR);
     pthread_join(s->thread, NULL);
     close(s->fd);
+}
+
+static void server_release(struct server *s) {
     for (size_t i = 0; i < s->next; i++)
         free(s->requests[i]);
 }
@@ -151,6 +154,7 @@ static void run_script(struct fixture *f, const struct step *steps, size_t count
     loop_call(f->loop, run_body, f);
     loop_thread_stop(f->loop);
     loop_free(f->loop);
+    server_join(&f->server);
     assert_int_equal(f->server.next, count);
 }
 
@@ -198,7 +202,7 @@ static void test_what_a_put_sends(void **state) {
     assert_true(has(&f, 0, "\r\n\r\n123456789"));
     assert_false(has(&f, 0, "expect:"));
     assert_false(has(&f, 0, "topsecret"));
-    server_stop(&f.server);
+    server_release(&f.server);
 }
 
 static void put_twice(struct fixture *f) {
@@ -214,7 +218,7 @@ static void test_clock_skew_is_corrected(void **state) {
         "\r\n<Error><Code>RequestTimeTooSkewed</Code></Error>      ";
     run_script(&f, (const struct step[]){{.answer = skewed}, {.answer = OK_EMPTY}}, 2, put_twice);
     assert_true(has(&f, 1, "\r\nx-amz-date: 20380101T0000"));
-    server_stop(&f.server);
+    server_release(&f.server);
 }
 
 static void bad_gets(struct fixture *f) {
@@ -237,7 +241,7 @@ static void test_bad_answers_to_get(void **state) {
                               "Content-Length: 0\r\n\r\n"},
                    {.answer = OK_HELLO}},
                5, bad_gets);
-    server_stop(&f.server);
+    server_release(&f.server);
 }
 
 static void slow_get(struct fixture *f) {
@@ -250,7 +254,7 @@ static void test_a_stalled_server_times_out(void **state) {
     (void)state;
     struct fixture f = {.stall_timeout_ms = 1000};
     run_script(&f, (const struct step[]){{.answer = OK_HELLO, .delay_ms = 3000}}, 1, slow_get);
-    server_stop(&f.server);
+    server_release(&f.server);
 }
 
 static void get_after_dead_connection(struct fixture *f) {
@@ -267,7 +271,7 @@ static void test_a_kept_connection_may_die(void **state) {
                (const struct step[]){
                    {.answer = OK_HELLO, .close = true}, {.answer = OK_HELLO}, {.answer = OK_EMPTY}},
                3, get_after_dead_connection);
-    server_stop(&f.server);
+    server_release(&f.server);
 }
 
 static void refused_twice_then_ok(struct fixture *f) {
@@ -307,7 +311,7 @@ static void test_web_identity(void **state) {
     assert_true(has(&f, 1, "WebIdentityToken=jwt"));
     assert_true(has(&f, 2, "Credential=ASIA/"));
     assert_true(has(&f, 2, "\r\nx-amz-security-token: tok\r\n"));
-    server_stop(&f.server);
+    server_release(&f.server);
     free(answer);
     free(path);
     temp_folder_free(folder);
