@@ -292,19 +292,26 @@ static void kill_daemon(struct attachment *at) {
 }
 
 /* The device is gone: the daemon ends by itself once everything is in the store, however long that
- * takes; a force says when to stop waiting (agent_detach kills it). The signal is for one that has
- * not heard of the device's end. */
+ * takes; a force says when to stop waiting (agent_detach kills it). One that has not heard of the
+ * device's end is asked over its socket: a signal would be a second reason to end, which daemons
+ * take for impatience. */
 static int wait_until_uploaded(struct attachment *at, struct err *e) {
     struct env *env = at->agent->env;
     if (!at->daemon)
         return 0;
     if (daemon_wait_exit(at->daemon, END_HEARD_US) == -ERR_TIMEOUT)
-        daemon_signal(at->daemon, SIGTERM);
+        (void)daemon_control_shutdown(env, at->agent->config.run_dir, at->state.volume,
+                                      2 * SECOND_US, NULL);
     while (!at->daemon->exited)
         if (at->agent->stopping || waitq_wait(env, &at->events) < 0)
             return err_set(e, -ERR_CANCELLED, "the agent stops");
     if (at->force || !at->daemon->ours || at->daemon->exit_code == 0)
         return 0;
+    if (at->daemon->exit_code == DAEMON_EXIT_FENCED) {
+        log_warn("another writer has the volume; what this node had not stored is lost",
+                 LOG_STR("volume", at->state.volume));
+        return 0;
+    }
     char how[64];
     daemon_describe_end(at->daemon, how, sizeof how);
     return err_set(e, -ERR_IO, "volume '%s': the daemon %s before its clean close",
@@ -583,8 +590,9 @@ static int make_state(struct agent *a, const struct agent_attach *req, struct pa
     int rc = id_parse(ret_id, req->volume, e);
     if (rc < 0)
         return rc;
-    if (ret_id->kind != ID_VOLUME)
-        return err_set(e, -ERR_NOT_FOUND, "'%s' is not a volume", req->volume);
+    if (ret_id->kind == ID_SNAPSHOT && !req->read_only)
+        return err_set(e, -ERR_INVALID, "'%s' is a snapshot: it can only be attached read-only",
+                       req->volume);
     struct attach_backend *backend = find_backend(a, req->backend);
     if (!backend)
         return err_set(e, -ERR_INVALID, "backend '%s' is not one that this node can use",

@@ -69,3 +69,13 @@ int daemon_control_health(struct env *env, const char *run_dir, const char *volu
     json_decref(q.result);
     return 0;
 }
+
+int daemon_control_shutdown(struct env *env, const char *run_dir, const char *volume,
+                            uint64_t limit_us, struct err *e) {
+    struct question q = {
+        .run_dir = run_dir, .volume = volume, .verb = "shutdown", .limit_us = limit_us};
+    int rc = ask(env, &q, e);
+    if (rc == 0)
+        json_decref(q.result);
+    return rc;
+}

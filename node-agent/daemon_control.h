@@ -14,3 +14,7 @@ int daemon_control_grow(struct env *env, const char *run_dir, const char *volume
 int daemon_control_health(struct env *env, const char *run_dir, const char *volume,
                           uint64_t limit_us, bool *ret_healthy, char *text, size_t text_size,
                           struct err *e);
+
+/* Asks for a clean end, as often as one likes. */
+int daemon_control_shutdown(struct env *env, const char *run_dir, const char *volume,
+                            uint64_t limit_us, struct err *e);

@@ -210,11 +210,11 @@ static void encode_pool(struct buf *out, const struct pool_config *p, const char
 /* What the daemon will read is what we mean: no value has broken out of its line. */
 static int verify_pool(const char *path, const struct pool_config *pool, struct err *e) {
     struct pool_file back;
-    int rc = pool_file_read(path, &back, e);
-    if (rc < 0)
-        return rc;
-    bool same = back.count == 1 && pool_config_equal(&back.pools[0], pool);
-    pool_file_release(&back);
+    bool same = pool_file_read(path, &back, NULL) == 0;
+    if (same) {
+        same = back.count == 1 && pool_config_equal(&back.pools[0], pool);
+        pool_file_release(&back);
+    }
     return same ? 0
                 : err_set(e, -ERR_INVALID,
                           "pool '%s': a value cannot be written on one line of %d bytes",

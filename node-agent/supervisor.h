@@ -9,8 +9,9 @@
  *   fd 4      a pipe: the daemon writes one line of JSON and closes it:
  * {"ready":true,"size_bytes":N} once it serves, or {"error":"text","code":"fenced"} before it exits
  *   secrets   only in FILE (mode 0600)
- *   SIGTERM   drain, flush, clean close; exit 0 when everything is in the store
- *   the device's end (its descriptor says so) is the same
+ *   the end   of the device, which fd 3 shows, the verb "shutdown" of its control socket, or
+ * SIGTERM: drain, flush, clean close; a second signal: give up exit      0 everything is in the
+ * store; DAEMON_EXIT_FENCED another writer has the volume
  *
  * All functions on the loop's owner thread. */
 #pragma once
@@ -18,7 +19,10 @@
 #include "common/fiber.h"
 #include "common/loop.h"
 
-enum { DAEMON_LINE_MAX = 2048 }; /* bytes of what it says on its pipe */
+enum {
+    DAEMON_LINE_MAX = 2048, /* bytes of what it says on its pipe */
+    DAEMON_EXIT_FENCED = 4,
+};
 
 struct daemon_spec {
     const char *program; /* path of portalbd */

@@ -94,7 +94,7 @@ class AgentLife(unittest.TestCase):
                 ("NOT_FOUND", {"volume_id": "nonsense"}),
                 ("NOT_FOUND", {"volume_id": "../../etc/passwd"}),
                 ("NOT_FOUND", {"volume_id": VOLUME.replace(".fast", ".slow")}),
-                ("NOT_FOUND", {"volume_id": VOLUME.replace("pv-", "snap-")}),
+                ("INVALID_ARGUMENT", {"volume_id": VOLUME.replace("pv-", "snap-")}),
                 ("INVALID_ARGUMENT", {"volume_id": ""}),
                 ("INVALID_ARGUMENT", {"volume_id": VOLUME, "backend": "nbd"}),
                 ("INVALID_ARGUMENT", {"volume_id": VOLUME, "publish_epoch": 1 << 32}),
