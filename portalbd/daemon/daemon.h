@@ -1,0 +1,106 @@
+/* The process: what its parts share. */
+#pragma once
+
+#include "common/http.h"
+#include "common/loop.h"
+#include "portalbd/daemon/pool.h"
+#include "portalbd/daemon/served.h"
+#include "portalbd/fuse/server.h"
+#include "portalbd/nbd/server.h"
+
+enum {
+    EXPORTS_OPEN_MAX = 256, /* volumes and snapshots that are open at a time */
+};
+
+enum exit_code {
+    EXIT_OK = 0,
+    EXIT_FAILED = 1,  /* could not start */
+    EXIT_USAGE = 2,   /* the command line */
+    EXIT_UNSAVED = 3, /* not everything is in the store; the log says what */
+    EXIT_FENCED = 4,  /* another writer has a volume */
+};
+
+enum command { COMMAND_SERVE, COMMAND_ATTACH };
+
+struct config {
+    struct pool_options pool;
+    char *run_dir;
+    char *node_id;
+    uint64_t journal_size;
+    uint64_t cache_size;
+    uint64_t flush_coalesce_us;
+    uint64_t stop_limit_us;
+    uint64_t workers;
+
+    struct option_strings listen;
+    bool list;
+    bool single;
+    bool steal;
+
+    char *volume;
+    uint64_t publish_epoch;
+    bool read_only;
+    uint64_t fuse_fd, nbd_fd, ready_fd;
+
+    char *http_address;
+    uint64_t http_port;
+    int log_level;
+    int log_format;
+};
+
+struct daemon {
+    struct config config;
+    enum command command;
+    char **volumes; /* serve: what may be asked for; none: everything; borrowed from argv */
+    size_t volume_count;
+
+    struct loop *loop;
+    struct env *env;
+    struct metrics *metrics;
+    struct http_server *http;
+    struct metrics_gauge broken;
+    struct metrics_group *metrics_group;
+    struct loop_signal term, interrupt;
+    struct waitq events; /* woken at every change of what follows */
+    bool started;        /* the starting fiber has ended, with start_err */
+    struct err start_err;
+    bool stop;    /* end, cleanly */
+    bool give_up; /* ... but wait no more */
+    int exit_code;
+
+    struct pool pool;
+    bool node_registered;
+    struct served_config served_config;
+
+    /* Front ends. */
+    struct exports *exports; /* serve */
+    struct served *attached; /* attach */
+    struct nbd_server *nbd;
+    struct fuse_server *fuse;
+};
+
+/* Asks for a clean end. Owner thread, any context. */
+void daemon_stop(struct daemon *d);
+
+/* fiber. Gives a volume to this node, and from there to us. */
+int daemon_publish(struct daemon *d, const char *id, bool read_only, struct served_target *ret,
+                   struct err *e);
+/* fiber. Closes, and gives back to the catalog what daemon_publish took; logs what fails. */
+void daemon_close_volume(struct daemon *d, struct served *s, bool published);
+
+/* exports.c: the volumes of `serve`, opened as clients ask for them. */
+struct exports *exports_new(struct daemon *d);
+struct nbd_exports *exports_interface(struct exports *x);
+void exports_cancel_opening(struct exports *x); /* fiber. Waits for those who open something. */
+void exports_close_all(struct exports *x);      /* fiber. daemon_close_volume, all at a time. */
+void exports_drop_all(struct exports *x);       /* fiber. */
+void exports_free(struct exports *x);
+
+/* attach.c: the one volume of `attach`. */
+int attach_start(struct daemon *d, struct err *e); /* fiber */
+void attach_report(struct daemon *d,
+                   const struct err *failure); /* to --ready-fd; NULL: it serves */
+
+/* process.c: a process that stands under a file system must not need memory that this file system
+ * has to give back first. Says once what is refused. */
+void process_harden(void);

@@ -1,0 +1,109 @@
+/* The pool that a program works on. */
+#include "portalbd/daemon/pool.h"
+
+#include <string.h>
+
+#include "common/mem.h"
+#include "portalbd/catalog/pool_file.h"
+
+const char *const pool_addressing_names[] = {"auto", "path", "virtual", NULL};
+
+static int open_store(struct loop *loop, const struct objstore_config *config, const char *name,
+                      struct pool *ret, struct err *e) {
+    struct objstore *store;
+    int rc = objstore_open(loop, config, &store, e);
+    if (rc < 0)
+        return err_wrap(e, "pool %s", name);
+    *ret = (struct pool){.store = store};
+    memcpy(ret->name, name, strlen(name) + 1);
+    catalog_init(&ret->catalog, loop_env(loop), store, ret->name);
+    return 0;
+}
+
+static int check_name(const char *name, struct err *e) {
+    size_t len = strlen(name);
+    if (len == 0 || len >= POOL_NAME_MAX ||
+        strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != len)
+        return err_set(e, -ERR_INVALID, "'%s' is not a pool's name: 1 to %d of a-z, 0-9 and '-'",
+                       name, POOL_NAME_MAX - 1);
+    return 0;
+}
+
+static int addressing_of(const char *name) {
+    for (int i = 0; pool_addressing_names[i]; i++) {
+        if (strcmp(pool_addressing_names[i], name) == 0)
+            return i;
+    }
+    return OBJ_ADDRESSING_AUTO;
+}
+
+static const char *given(const char *text) {
+    return text && text[0] ? text : NULL;
+}
+
+static int find_in_file(const struct pool_file *file, const char *path, const char *name,
+                        const struct pool_config **ret, struct err *e) {
+    if (!name && file->count != 1)
+        return err_set(e, -ERR_INVALID, "pool file %s has %zu pools: say which with --pool", path,
+                       file->count);
+    *ret = name ? pool_file_find(file, name) : &file->pools[0];
+    if (!*ret)
+        return err_set(e, -ERR_NOT_FOUND, "pool file %s has no pool '%s'", path, name);
+    return 0;
+}
+
+static int open_from_file(struct loop *loop, const char *path, const char *name,
+                          struct objstore_config *config, struct pool *ret, struct err *e) {
+    struct pool_file file = {0};
+    const struct pool_config *p;
+    int rc = pool_file_read(path, &file, e);
+    if (rc == -ERR_NOT_FOUND)
+        return err_set(e, rc,
+                       "there is no pool file %s: name one with --pools, or a store with "
+                       "--store",
+                       path);
+    if (rc < 0)
+        return rc;
+    rc = find_in_file(&file, path, name, &p, e);
+    if (rc == 0) {
+        config->url = p->url;
+        config->endpoint = given(p->endpoint);
+        config->region = given(p->region);
+        config->access_key_id = given(p->access_key_id);
+        config->secret_access_key = config->access_key_id ? &p->secret_access_key : NULL;
+        config->session_token = secret_empty(&p->session_token) ? NULL : &p->session_token;
+        config->addressing = (enum objstore_addressing)addressing_of(p->addressing);
+        config->ca_file = given(p->ca_file);
+        config->pool = p->name;
+        rc = open_store(loop, config, p->name, ret, e);
+    }
+    pool_file_release(&file);
+    return rc;
+}
+
+int pool_open(struct loop *loop, const struct pool_options *options, const char *wanted,
+              uint64_t give_up_us, struct metrics *metrics, struct pool *ret, struct err *e) {
+    struct objstore_config config = {.give_up_us = give_up_us, .metrics = metrics};
+    const char *name = options->pool ? options->pool : wanted;
+    int rc = name ? check_name(name, e) : 0;
+    if (rc < 0)
+        return rc;
+    if (options->pool && wanted && strcmp(options->pool, wanted) != 0)
+        return err_set(e, -ERR_INVALID, "the volume is of pool '%s', not of '%s'", wanted,
+                       options->pool);
+    if (!options->store)
+        return open_from_file(loop, options->pools, name, &config, ret, e);
+    config.url = options->store;
+    config.endpoint = options->endpoint;
+    config.region = options->region;
+    config.addressing = (enum objstore_addressing)options->addressing;
+    config.ca_file = options->ca_file;
+    config.pool = name ? name : POOL_NAME_DEFAULT;
+    return open_store(loop, &config, config.pool, ret, e);
+}
+
+void pool_close(struct pool *p) {
+    if (p->store)
+        objstore_close(p->store);
+    p->store = NULL;
+}

@@ -1,0 +1,329 @@
+/* One volume that this process serves.
+ *
+ * Life: served_open -> served_close (may be cancelled) -> served_drop -> served_free. The device of
+ * front ends outlives the volume, so that a connection that is slow to go finds it until
+ * served_free; what comes in between is refused at the gate (ESHUTDOWN). */
+#include "portalbd/daemon/served.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/mem.h"
+
+enum { SAMPLE_US = 1000 * 1000 }; /* how old what /metrics shows may be */
+
+/* What volume_status says, for scrapes on another thread. */
+struct served_metrics {
+    struct served *served;
+    struct env_timer timer;
+    struct metrics_gauge healthy, size, journal_used, journal_size, unflushed, oldest_unflushed_us,
+        in_flight, frontier, memtable, runs, cache_bytes;
+    struct metrics_counter cache_hits, cache_misses, written, stored, flushes, flush_cuts,
+        checkpoints, merges;
+};
+
+/* --- the lock
+ * ---------------------------------------------------------------------------------------- */
+
+static char *lock_path(const struct served_config *config, const char *id) {
+    return xasprintf("%s/%s.lock", config->run_dir, id);
+}
+
+/* A lock counts only while its file is still the one at the path: who ends removes it. */
+static int take_lock(const char *path, int *ret_fd, struct err *e) {
+    for (;;) {
+        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0)
+            return err_from_errno(e, errno, "lock file %s", path);
+        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+            int rc = errno == EWOULDBLOCK
+                         ? err_set(e, -ERR_IN_USE,
+                                   "another daemon of this node serves it (it holds %s)", path)
+                         : err_from_errno(e, errno, "lock file %s", path);
+            close(fd);
+            return rc;
+        }
+        struct stat ours, now;
+        if (fstat(fd, &ours) == 0 && stat(path, &now) == 0 && ours.st_ino == now.st_ino &&
+            ours.st_dev == now.st_dev) {
+            *ret_fd = fd;
+            return 0;
+        }
+        close(fd);
+    }
+}
+
+static void drop_lock(struct served *s) {
+    CLEANUP_FREE char *path = lock_path(&s->config, s->target.id);
+    unlink(path);
+    close(s->lock_fd);
+}
+
+static int lock(struct served *s, struct err *e) {
+    CLEANUP_FREE char *path = lock_path(&s->config, s->target.id);
+    if (mkdir(s->config.run_dir, 0700) < 0 && errno != EEXIST)
+        return err_from_errno(e, errno, "run folder %s", s->config.run_dir);
+    return take_lock(path, &s->lock_fd, e);
+}
+
+/* --- metrics
+ * ------------------------------------------------------------------------------------------- */
+
+static void set_counter(struct metrics_counter *c, uint64_t value) {
+    metrics_counter_add(c, value - metrics_counter_get(c));
+}
+
+static void sample(struct env_timer *timer) {
+    struct served_metrics *m = container_of(timer, struct served_metrics, timer);
+    struct served *s = m->served;
+    if (!s->volume)
+        return;
+    struct volume_status st;
+    volume_status(s->volume, &st);
+    metrics_gauge_set(&m->healthy, st.health == VOLUME_HEALTH_OK);
+    metrics_gauge_set(&m->size, (int64_t)st.size_bytes);
+    metrics_gauge_set(&m->journal_used, (int64_t)st.journal_used);
+    metrics_gauge_set(&m->journal_size, (int64_t)st.journal_size);
+    metrics_gauge_set(&m->unflushed, (int64_t)st.unflushed_bytes);
+    metrics_gauge_set(&m->oldest_unflushed_us, (int64_t)st.oldest_unflushed_us);
+    metrics_gauge_set(&m->in_flight, (int64_t)st.segments_in_flight);
+    metrics_gauge_set(&m->frontier, (int64_t)st.frontier);
+    metrics_gauge_set(&m->memtable, (int64_t)st.memtable_extents);
+    metrics_gauge_set(&m->runs, (int64_t)st.run_count);
+    metrics_gauge_set(&m->cache_bytes, (int64_t)st.cache_bytes);
+    set_counter(&m->cache_hits, st.cache_hits);
+    set_counter(&m->cache_misses, st.cache_misses);
+    set_counter(&m->written, st.bytes_written);
+    set_counter(&m->stored, st.bytes_stored);
+    set_counter(&m->flushes, st.flushes);
+    set_counter(&m->flush_cuts, st.flush_cuts);
+    set_counter(&m->checkpoints, st.checkpoints);
+    set_counter(&m->merges, st.merges);
+    env_timer_start(loop_env(s->config.loop), timer, SAMPLE_US);
+}
+
+static double oldest_seconds(void *arg) {
+    return (double)metrics_gauge_get(arg) / 1e6;
+}
+
+static void register_metrics(struct served *s) {
+    struct served_metrics *m = s->values = NEW(struct served_metrics);
+    struct metrics_group *g = s->metrics =
+        metrics_group_new(s->config.metrics, METRICS_LABELS({"volume", s->target.id}));
+    m->served = s;
+    m->timer.fn = sample;
+    const struct {
+        const struct metrics_gauge *gauge;
+        const char *name, *help;
+    } gauges[] = {
+        {&m->healthy, "portalbd_volume_healthy", "1 when nothing is wrong with the volume."},
+        {&m->size, "portalbd_volume_size_bytes", "Size of the device."},
+        {&m->journal_used, "portalbd_journal_used_bytes", "Bytes of the journal in use."},
+        {&m->journal_size, "portalbd_journal_size_bytes", "Bytes of the journal."},
+        {&m->unflushed, "portalbd_unflushed_bytes", "Bytes acknowledged and not in the store."},
+        {&m->in_flight, "portalbd_frontier_lag_segments", "Segments on their way to the store."},
+        {&m->frontier, "portalbd_frontier_segment", "The last segment up to which all are stored."},
+        {&m->memtable, "portalbd_memtable_extents", "Extents since the last checkpoint."},
+        {&m->runs, "portalbd_map_runs", "Runs of the map."},
+        {&m->cache_bytes, "portalbd_cache_bytes", "Bytes in the RAM cache."},
+    };
+    const struct {
+        const struct metrics_counter *counter;
+        const char *name, *help;
+    } counters[] = {
+        {&m->cache_hits, "portalbd_cache_hits_total", "Reads answered by the RAM cache."},
+        {&m->cache_misses, "portalbd_cache_misses_total", "Reads not answered by the RAM cache."},
+        {&m->written, "portalbd_volume_written_bytes_total", "Bytes that clients wrote."},
+        {&m->stored, "portalbd_volume_stored_bytes_total", "Bytes put into the store."},
+        {&m->flushes, "portalbd_volume_flushes_total", "FLUSH and FUA requests."},
+        {&m->flush_cuts, "portalbd_volume_flush_cuts_total", "Segments that a flush cut."},
+        {&m->checkpoints, "portalbd_volume_checkpoints_total", "Checkpoints."},
+        {&m->merges, "portalbd_volume_merges_total", "Merges of runs."},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(gauges); i++)
+        metrics_gauge_register(g, gauges[i].gauge, gauges[i].name, gauges[i].help, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(counters); i++)
+        metrics_counter_register(g, counters[i].counter, counters[i].name, counters[i].help, NULL);
+    metrics_gauge_fn_register(g, oldest_seconds, &m->oldest_unflushed_us,
+                              "portalbd_oldest_unflushed_seconds",
+                              "Age of the oldest write that is not in the store.", NULL);
+    if (s->config.metrics)
+        sample(&m->timer);
+}
+
+/* --- the gate
+ * ------------------------------------------------------------------------------------------- */
+
+static struct served_gate *gate_of(struct blockdev *dev) {
+    return container_of(dev, struct served_gate, dev);
+}
+
+static bool gate_submit(struct blockdev *dev, struct bd_request *req) {
+    struct served_gate *g = gate_of(dev);
+    if (g->volume)
+        return bd_submit(g->volume, req);
+    req->rc = -ERR_SHUTDOWN;
+    return true;
+}
+
+static uint64_t gate_size_bytes(struct blockdev *dev) {
+    struct served_gate *g = gate_of(dev);
+    return g->volume ? bd_size_bytes(g->volume) : g->size_bytes;
+}
+
+static void gate_close(struct blockdev *dev) {
+    (void)dev; /* part of struct served */
+}
+
+static const struct blockdev_ops gate_ops = {
+    .submit = gate_submit, .size_bytes = gate_size_bytes, .close = gate_close};
+
+static void gate_open(struct served *s) {
+    struct blockdev *volume = volume_blockdev(s->volume);
+    s->gate.dev = *volume;
+    s->gate.dev.ops = &gate_ops;
+    s->gate.dev.read_only = volume->read_only || s->target.read_only;
+    s->gate.volume = volume;
+}
+
+static void gate_shut(struct served *s) {
+    s->gate.size_bytes = bd_size_bytes(s->gate.volume);
+    s->gate.volume = NULL;
+}
+
+/* --- open
+ * -------------------------------------------------------------------------------------------------
+ */
+
+static void on_broken(void *arg, const struct err *why) {
+    struct served *s = arg;
+    s->broken = true;
+    metrics_gauge_add(s->config.broken, 1);
+    log_error("the volume is out of use: requests are refused from now on",
+              LOG_STR("volume", s->target.id), LOG_ERR(why));
+}
+
+static int open_volume(struct served *s, struct err *e) {
+    struct volume_config config = {.env = loop_env(s->config.loop),
+                                   .store = s->config.pool->store,
+                                   .key = s->target.key,
+                                   .publish_epoch = s->target.publish_epoch,
+                                   .journal_size = s->config.journal_size,
+                                   .cache_size = s->config.cache_size,
+                                   .flush_coalesce_us = s->config.flush_coalesce_us,
+                                   .on_broken = on_broken,
+                                   .arg = s};
+    int rc = s->target.is_snapshot ? volume_open_pin(&config, &s->target.pin, &s->volume, e)
+                                   : volume_open(&config, &s->volume, e);
+    if (rc < 0)
+        return rc;
+    gate_open(s);
+    s->dev = bd_stats_open(&s->gate.dev, config.env, s->config.metrics,
+                           METRICS_LABELS({"volume", s->target.id}));
+    return 0;
+}
+
+static int listen_for_control(struct served *s, struct err *e) {
+    struct control_server_config config = {.loop = s->config.loop,
+                                           .run_dir = s->config.run_dir,
+                                           .volume = s->target.id,
+                                           .handle = served_control,
+                                           .arg = s};
+    return control_server_start(&config, &s->control, e);
+}
+
+int served_open(const struct served_config *config, const struct served_target *target,
+                struct served **ret, struct err *e) {
+    struct served *s = NEW(struct served);
+    s->config = *config;
+    s->target = *target;
+    int rc = lock(s, e);
+    if (rc < 0) {
+        free(s);
+        return err_wrap(e, "volume %s", target->id);
+    }
+    rc = open_volume(s, e);
+    if (rc == 0)
+        rc = listen_for_control(s, e);
+    if (rc < 0) {
+        served_drop(s);
+        served_free(s);
+        return err_wrap(e, "volume %s", target->id);
+    }
+    register_metrics(s);
+    log_info("volume opened", LOG_STR("volume", target->id), LOG_STR("name", target->name),
+             LOG_U64("size_bytes", bd_size_bytes(s->dev)),
+             LOG_U64("publish_epoch", target->publish_epoch));
+    *ret = s;
+    return 0;
+}
+
+/* --- end
+ * ---------------------------------------------------------------------------------------------------
+ */
+
+int served_close(struct served *s, struct err *e) {
+    CHECK(s->volume);
+    s->closing = true;
+    int rc = volume_close(s->volume, e);
+    s->closed = rc == 0;
+    if (s->closed)
+        log_info("volume closed", LOG_STR("volume", s->target.id));
+    return rc < 0 ? err_wrap(e, "volume %s", s->target.id) : 0;
+}
+
+static void on_freed(void *arg) {
+    fiber_done_set(arg);
+}
+
+void served_drop(struct served *s) {
+    if (s->control)
+        control_server_stop(TAKE_PTR(s->control));
+    if (!s->volume)
+        return;
+    struct fiber_done freed;
+    fiber_done_init(&freed);
+    gate_shut(s);
+    volume_free(s->volume, on_freed, &freed);
+    fiber_done_wait_always(loop_env(s->config.loop), &freed);
+    s->volume = NULL;
+}
+
+void served_free(struct served *s) {
+    CHECK(!s->volume && !s->control);
+    if (s->dev)
+        s->dev->ops->close(s->dev);
+    metrics_group_free(s->metrics);
+    if (s->values)
+        env_timer_stop(loop_env(s->config.loop), &s->values->timer);
+    free(s->values);
+    if (s->broken)
+        metrics_gauge_add(s->config.broken, -1);
+    drop_lock(s);
+    free(s);
+}
+
+/* --- questions
+ * -----------------------------------------------------------------------------------------------
+ */
+
+void served_describe_unsaved(struct served *s, char *text, size_t size) {
+    struct volume_status st;
+    text[0] = '\0';
+    if (s->closed || s->target.is_snapshot || !s->volume)
+        return;
+    volume_status(s->volume, &st);
+    snprintf(text, size,
+             "writes %llu to %llu (%llu bytes, the oldest %llu s old) are not in the store",
+             (unsigned long long)(st.durable_write + 1), (unsigned long long)st.last_write,
+             (unsigned long long)st.unflushed_bytes,
+             (unsigned long long)(st.oldest_unflushed_us / 1000000));
+    if (st.last_write == st.durable_write)
+        snprintf(text, size, "everything is in the store, but the volume is not marked as closed");
+}

@@ -1,0 +1,74 @@
+/* One volume (or snapshot, read-only) that this process serves: its lock, the engine, the device
+ * with its counters, the control socket. Owner thread. */
+#pragma once
+
+#include "portalbd/blockdev/stats.h"
+#include "portalbd/control/server.h"
+#include "portalbd/daemon/pool.h"
+#include "portalbd/volume/volume.h"
+
+struct served_config {
+    struct loop *loop;
+    struct pool *pool;
+    const char *run_dir;
+    struct metrics *metrics; /* may be NULL */
+    uint64_t journal_size;   /* bytes; 0: the engine's default, like the next */
+    uint64_t cache_size;
+    uint64_t flush_coalesce_us;
+    struct metrics_gauge *broken; /* borrowed: how many volumes are out of use */
+    void (*shutdown)(void *arg);  /* the control socket asks the process to end */
+    void (*grown)(void *arg);     /* fiber: the device has grown; may be NULL */
+    void *arg;
+};
+
+struct served_target {
+    char id[ID_MAX];                /* "pv-..." or "snap-..." with its pool */
+    char name[ENTITY_NAME_MAX + 1]; /* "" when it is not known */
+    struct volume_key key;          /* of the volume */
+    uint32_t publish_epoch;         /* of a volume */
+    bool is_snapshot;
+    struct random_id pin; /* of a snapshot */
+    bool read_only;
+};
+
+/* Between the volume and the layers that outlive it. */
+struct served_gate {
+    struct blockdev dev;
+    struct blockdev *volume; /* NULL: gone, every request is refused */
+    uint64_t size_bytes;     /* when it went */
+};
+
+struct served {
+    struct served_config config;
+    struct served_target target;
+    int lock_fd;
+    struct volume *volume; /* NULL after served_drop */
+    struct served_gate gate;
+    struct blockdev *dev; /* what front ends use: a layer that counts, over the gate */
+    struct control_server *control;
+    bool broken;
+    bool closing;
+    bool closed; /* volume_close returned 0: everything is in the store */
+    struct metrics_group *metrics;
+    struct served_metrics *values;
+};
+
+/* fiber. Locks, opens, listens. -ERR_IN_USE: another daemon of this node serves it. */
+int served_open(const struct served_config *config, const struct served_target *target,
+                struct served **ret, struct err *e);
+
+/* fiber. Everything into the store, clean close. Cancelled, it gives up; afterwards -> served_drop.
+ */
+int served_close(struct served *s, struct err *e);
+/* fiber. Takes the control socket away and drops the volume; requests that are still under way end
+ * with ESHUTDOWN. */
+void served_drop(struct served *s);
+/* When no front end uses the device any more. Unlocks. */
+void served_free(struct served *s);
+
+/* What a clean end would still have to upload, in words; "" when nothing. */
+void served_describe_unsaved(struct served *s, char *text, size_t size);
+
+/* verbs.c: the control socket's verbs. */
+int served_control(void *arg, const char *verb, const json_t *args, json_t **ret_result,
+                   struct err *e);

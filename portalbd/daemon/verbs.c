@@ -1,0 +1,276 @@
+/* The verbs of the control socket (docs/control.md), on the volume that the socket is of. All are
+ * fibers; `status` and `stats` do not wait. */
+#include <string.h>
+#include <unistd.h>
+
+#include "portalbd/blockdev/validate.h"
+#include "portalbd/daemon/served.h"
+#include "portalbd/objstore/stats.h"
+
+enum { SNAPSHOTS_MAX = 100 }; /* of one answer: it must fit a line */
+
+static const char *const health_names[] = {[VOLUME_HEALTH_OK] = "ok",
+                                           [VOLUME_HEALTH_WAITING] = "waiting",
+                                           [VOLUME_HEALTH_ERROR] = "error",
+                                           [VOLUME_HEALTH_FENCED] = "fenced"};
+
+static void set_u64(json_t *j, const char *name, uint64_t value) {
+    json_object_set_new(j, name, json_integer((json_int_t)value));
+}
+
+static void set_text(json_t *j, const char *name, const char *value) {
+    json_t *text = json_string(value);
+    json_object_set_new(j, name, text ? text : json_string("?"));
+}
+
+static int verb_status(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    (void)args;
+    (void)e;
+    struct volume_status st;
+    volume_status(s->volume, &st);
+    json_t *j = *ret = json_object();
+    set_text(j, "volume", s->target.id);
+    set_text(j, "name", s->target.name);
+    set_text(j, "version", PORTALBD_VERSION);
+    set_u64(j, "pid", (uint64_t)getpid());
+    set_text(j, "health", health_names[st.health]);
+    set_text(j, "why", st.health == VOLUME_HEALTH_OK ? "" : st.why.text);
+    json_object_set_new(j, "closing", json_boolean(s->closing));
+    json_object_set_new(j, "read_only", json_boolean(s->dev->read_only));
+    set_u64(j, "size_bytes", st.size_bytes);
+    set_u64(j, "block_size", st.block_size);
+    set_u64(j, "epoch", st.epoch);
+    set_u64(j, "manifest", st.manifest_number);
+    set_u64(j, "next_seq", st.next_seq);
+    set_u64(j, "frontier", st.frontier);
+    set_u64(j, "last_write", st.last_write);
+    set_u64(j, "durable_write", st.durable_write);
+    set_u64(j, "unflushed_bytes", st.unflushed_bytes);
+    set_u64(j, "oldest_unflushed_us", st.oldest_unflushed_us);
+    set_u64(j, "journal_size_bytes", st.journal_size);
+    set_u64(j, "journal_used_bytes", st.journal_used);
+    set_u64(j, "segments_in_flight", st.segments_in_flight);
+    set_u64(j, "memtable_extents", st.memtable_extents);
+    set_u64(j, "runs", st.run_count);
+    return 0;
+}
+
+static void set_requests(json_t *j, const struct metrics_results *results,
+                         const struct metrics_histogram *latency) {
+    uint64_t total = metrics_histogram_count(latency);
+    set_u64(j, "requests", total);
+    set_u64(j, "errors", total - MIN(total, metrics_results_get(results, 0)));
+    set_u64(j, "p50_us", metrics_histogram_quantile(latency, 0.5));
+    set_u64(j, "p99_us", metrics_histogram_quantile(latency, 0.99));
+}
+
+static json_t *device_stats(struct served *s) {
+    const struct bd_stats *stats = bd_stats_of(s->dev);
+    json_t *device = json_object();
+    for (unsigned op = 0; op < BD_OPS; op++) {
+        json_t *j = json_object();
+        set_requests(j, &stats->ops[op].results, &stats->ops[op].latency);
+        set_u64(j, "bytes", metrics_counter_get(&stats->ops[op].bytes));
+        json_object_set_new(device, bd_op_name((enum bd_op)op), j);
+    }
+    return device;
+}
+
+static json_t *store_stats(struct served *s) {
+    static const char *const names[OBJ_STATS_VERBS] = {
+        [OBJ_GET] = "get", [OBJ_PUT] = "put", [OBJ_LIST] = "list", [OBJ_DELETE] = "delete"};
+    const struct objstore_stats *stats = objstore_open_stats(s->config.pool->store);
+    json_t *store = json_object();
+    for (unsigned verb = 0; verb < OBJ_STATS_VERBS; verb++) {
+        json_t *j = json_object();
+        set_requests(j, &stats->verbs[verb].results, &stats->verbs[verb].latency);
+        set_u64(j, "sent_bytes", metrics_counter_get(&stats->verbs[verb].sent));
+        set_u64(j, "received_bytes", metrics_counter_get(&stats->verbs[verb].received));
+        json_object_set_new(store, names[verb], j);
+    }
+    return store;
+}
+
+static int verb_stats(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    (void)args;
+    (void)e;
+    struct volume_status st;
+    volume_status(s->volume, &st);
+    json_t *cache = json_object(), *engine = json_object();
+    set_u64(cache, "hits", st.cache_hits);
+    set_u64(cache, "misses", st.cache_misses);
+    set_u64(cache, "bytes", st.cache_bytes);
+    set_u64(engine, "bytes_written", st.bytes_written);
+    set_u64(engine, "bytes_read", st.bytes_read);
+    set_u64(engine, "bytes_stored", st.bytes_stored);
+    set_u64(engine, "flushes", st.flushes);
+    set_u64(engine, "flush_cuts", st.flush_cuts);
+    set_u64(engine, "checkpoints", st.checkpoints);
+    set_u64(engine, "merges", st.merges);
+    *ret = json_object();
+    json_object_set_new(*ret, "device", device_stats(s));
+    json_object_set_new(*ret, "store", store_stats(s));
+    json_object_set_new(*ret, "cache", cache);
+    json_object_set_new(*ret, "engine", engine);
+    return 0;
+}
+
+static int check_writable(struct served *s, struct err *e) {
+    if (s->target.is_snapshot)
+        return err_set(e, -ERR_READ_ONLY, "%s is a snapshot: it never changes", s->target.id);
+    if (s->closing)
+        return err_set(e, -ERR_SHUTDOWN, "volume %s is being closed", s->target.id);
+    return 0;
+}
+
+static int verb_flush(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    (void)args;
+    struct volume_status st;
+    int rc = check_writable(s, e);
+    if (rc < 0 || (rc = volume_flush(s->volume, e)) < 0)
+        return rc;
+    volume_status(s->volume, &st);
+    *ret = json_object();
+    set_u64(*ret, "durable_write", st.durable_write);
+    return 0;
+}
+
+static int verb_grow(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    uint64_t size;
+    int rc = control_arg_u64(args, "size_bytes", &size, e);
+    if (rc < 0 || (rc = check_writable(s, e)) < 0)
+        return rc;
+    if (size == 0 || size > VOLUME_SIZE_MAX)
+        return err_set(e, -ERR_INVALID, "a size is 1 to %llu bytes",
+                       (unsigned long long)VOLUME_SIZE_MAX);
+    rc = volume_grow(s->volume, ALIGN_UP(size, (uint64_t)VOLUME_BLOCK_SIZE), e);
+    if (rc < 0)
+        return rc;
+    if (s->config.grown)
+        s->config.grown(s->config.arg);
+    *ret = json_object();
+    set_u64(*ret, "size_bytes", bd_size_bytes(s->dev));
+    return 0;
+}
+
+/* --- snapshots
+ * ------------------------------------------------------------------------------------------ */
+
+static json_t *encode_snapshot(const struct snapshot_info *i) {
+    json_t *j = json_object();
+    set_text(j, "id", i->id);
+    set_text(j, "name", i->record.name);
+    set_text(j, "volume", i->source_id);
+    set_text(j, "volume_name", i->record.source_name);
+    set_u64(j, "size_bytes", i->record.size_bytes);
+    set_u64(j, "created_ms", i->record.created_ms);
+    return j;
+}
+
+static int verb_snapshot_create(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    const char *name;
+    struct snapshot_info info;
+    int rc = control_arg_string(args, "name", &name, e);
+    if (rc < 0 || (rc = check_writable(s, e)) < 0 || (rc = volume_flush(s->volume, e)) < 0)
+        return rc;
+    rc = catalog_snapshot_create(&s->config.pool->catalog, name, s->target.id, &info, e);
+    if (rc < 0)
+        return rc;
+    *ret = encode_snapshot(&info);
+    snapshot_info_release(&info);
+    return 0;
+}
+
+/* By "name" or by "id". */
+static int find_snapshot(struct served *s, const json_t *args, struct snapshot_info *ret,
+                         struct err *e) {
+    struct catalog *c = &s->config.pool->catalog;
+    const char *text;
+    int rc;
+    if (json_object_get(args, "id"))
+        rc = (rc = control_arg_string(args, "id", &text, e)) < 0
+                 ? rc
+                 : catalog_snapshot_get(c, text, ret, e);
+    else
+        rc = (rc = control_arg_string(args, "name", &text, e)) < 0
+                 ? rc
+                 : catalog_snapshot_find(c, text, ret, e);
+    return rc;
+}
+
+static int verb_snapshot_get(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    struct snapshot_info info;
+    int rc = find_snapshot(s, args, &info, e);
+    if (rc < 0)
+        return rc;
+    *ret = encode_snapshot(&info);
+    snapshot_info_release(&info);
+    return 0;
+}
+
+static int verb_snapshot_delete(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    struct snapshot_info info;
+    int rc = find_snapshot(s, args, &info, e);
+    if (rc == 0) {
+        rc = catalog_snapshot_delete(&s->config.pool->catalog, info.id, e);
+        snapshot_info_release(&info);
+    }
+    if (rc < 0 && rc != -ERR_NOT_FOUND)
+        return rc;
+    *ret = json_object();
+    return 0;
+}
+
+static int verb_snapshot_list(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    const char *token = NULL;
+    uint64_t max = SNAPSHOTS_MAX;
+    int rc = json_object_get(args, "token") ? control_arg_string(args, "token", &token, e) : 0;
+    if (rc == 0 && json_object_get(args, "max"))
+        rc = control_arg_u64(args, "max", &max, e);
+    if (rc == 0 && (max < 1 || max > SNAPSHOTS_MAX))
+        rc = err_set(e, -ERR_INVALID, "the argument \"max\" is 1 to %d", SNAPSHOTS_MAX);
+    struct snapshot_list list;
+    if (rc == 0)
+        rc = catalog_snapshot_list(&s->config.pool->catalog, s->target.id, token, max, &list, e);
+    if (rc < 0)
+        return rc;
+    json_t *items = json_array();
+    for (size_t i = 0; i < list.count; i++)
+        json_array_append_new(items, encode_snapshot(&list.items[i]));
+    *ret = json_object();
+    json_object_set_new(*ret, "snapshots", items);
+    set_text(*ret, "next_token", list.next_token);
+    snapshot_list_release(&list);
+    return 0;
+}
+
+static int verb_shutdown(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    (void)args;
+    (void)e;
+    *ret = json_object();
+    s->config.shutdown(s->config.arg);
+    return 0;
+}
+
+int served_control(void *arg, const char *verb, const json_t *args, json_t **ret_result,
+                   struct err *e) {
+    static const struct {
+        const char *name;
+        int (*fn)(struct served *s, const json_t *args, json_t **ret, struct err *e);
+    } verbs[] = {
+        {"status", verb_status},
+        {"stats", verb_stats},
+        {"flush", verb_flush},
+        {"grow", verb_grow},
+        {"snapshot.create", verb_snapshot_create},
+        {"snapshot.list", verb_snapshot_list},
+        {"snapshot.get", verb_snapshot_get},
+        {"snapshot.delete", verb_snapshot_delete},
+        {"shutdown", verb_shutdown},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+        if (strcmp(verb, verbs[i].name) == 0)
+            return verbs[i].fn(arg, args, ret_result, e);
+    }
+    return err_set(e, -ERR_UNSUPPORTED, "there is no verb '%s'", verb);
+}
