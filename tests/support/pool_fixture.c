@@ -14,7 +14,8 @@ void pool_fixture_init(struct pool_fixture *f, uint64_t seed) {
     f->answers = objstore_fault_new(f->delays);
     f->faults = objstore_fault_new(f->answers);
     f->store = objstore_retry_new(f->faults, NULL);
-    catalog_init(&f->catalog, f->env, f->store, "pool");
+    /* By hand: tests of rooms below the catalog are linked without it. */
+    f->catalog = (struct catalog){.env = f->env, .store = f->store, .pool = "pool"};
 }
 
 void pool_fixture_release(struct pool_fixture *f) {

@@ -1,0 +1,121 @@
+/* The file of pools: what it may say, who may read it, when it is read again. */
+#include "tests/support/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/mem.h"
+#include "portalbd/catalog/pool_file.h"
+#include "tests/support/temp.h"
+
+struct fixture {
+    char *folder;
+    char path[256];
+};
+
+static int setup(void **state) {
+    static struct fixture f;
+    f.folder = temp_folder_new();
+    snprintf(f.path, sizeof f.path, "%s/pools.ini", f.folder);
+    *state = &f;
+    return 0;
+}
+
+static int teardown(void **state) {
+    struct fixture *f = *state;
+    temp_folder_free(f->folder);
+    return 0;
+}
+
+static void write_file(const char *path, const char *text, mode_t mode) {
+    FILE *out = fopen(path, "w");
+    assert_non_null(out);
+    fputs(text, out);
+    fclose(out);
+    assert_int_equal(chmod(path, mode), 0);
+}
+
+static void test_good(void **state) {
+    struct fixture *x = *state;
+    char token[300], text[2000];
+    snprintf(token, sizeof token, "%s/token", x->folder);
+    write_file(token, "a-long-token\n", 0600);
+    snprintf(
+        text, sizeof text,
+        "[fast]\nurl = s3://bucket/prefix\nendpoint = http://127.0.0.1:9000\nregion = x\n"
+        "addressing = path\nca_file = /etc/x.pem\naccess_key_id = me\n"
+        "secret_access_key = sesame\nsession_token_file = %s\n\n[files]\nurl = file:///srv/p\n",
+        token);
+    write_file(x->path, text, 0600);
+    struct pool_file f;
+    struct err e;
+    assert_int_equal(pool_file_read(x->path, &f, &e), 0);
+    assert_int_equal(f.count, 2);
+    const struct pool_config *p = pool_file_find(&f, "fast");
+    assert_non_null(p);
+    assert_string_equal(p->url, "s3://bucket/prefix");
+    assert_string_equal(p->endpoint, "http://127.0.0.1:9000");
+    assert_string_equal(p->addressing, "path");
+    assert_string_equal(p->access_key_id, "me");
+    assert_true(view_equal(secret_reveal(&p->secret_access_key), view_of_str("sesame")));
+    assert_true(view_equal(secret_reveal(&p->session_token), view_of_str("a-long-token")));
+    assert_string_equal(pool_file_find(&f, "files")->region, "");
+    assert_null(pool_file_find(&f, "other"));
+
+    struct pool_config copy;
+    pool_config_copy(&copy, p);
+    assert_true(pool_config_equal(&copy, p));
+    assert_false(pool_config_equal(&copy, pool_file_find(&f, "files")));
+    pool_config_release(&copy);
+
+    assert_false(pool_file_changed(x->path, &f));
+    unlink(x->path);
+    assert_false(pool_file_changed(x->path, &f)); /* the old one stays good */
+    write_file(x->path, "[files]\nurl = file:///srv/q\n", 0644);
+    assert_true(pool_file_changed(x->path, &f));
+    pool_file_release(&f);
+    assert_int_equal(pool_file_read(x->path, &f, &e), 0); /* without secrets anybody may read it */
+    pool_file_release(&f);
+}
+
+static void test_refused(void **state) {
+    struct fixture *x = *state;
+    static const struct {
+        const char *text;
+        mode_t mode;
+        const char *says;
+    } cases[] = {
+        {"", 0600, "names no pool"},
+        {"url = file:///x\n", 0600, "not a pool's name"},
+        {"[Fast]\nurl = file:///x\n", 0600, "not a pool's name"},
+        {"[a-name-too-long]\nurl = file:///x\n", 0600, "not a pool's name"},
+        {"[fast]\nregion = x\n", 0600, "has no url"},
+        {"[fast]\nurl = s3://b\nregoin = x\n", 0600, "unknown key 'regoin'"},
+        {"[fast]\nurl = s3://b\nurl = s3://c\n", 0600, "given twice"},
+        {"[fast]\nurl = s3://b\naddressing = sideways\n", 0600, "addressing"},
+        {"[fast]\nurl = s3://b\naccess_key_id = me\n", 0600, "come together"},
+        {"[fast]\nurl = s3://b\nsession_token_file = /nonexistent/x\n", 0600, "session_token_file"},
+        {"[fast]\nurl = s3://b\naccess_key_id = me\nsecret_access_key = x\n", 0640, "chmod 600"},
+        {"rubbish\n", 0600, "pools.ini:1"},
+    };
+    struct pool_file f;
+    struct err e;
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_NOT_FOUND);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        write_file(x->path, cases[i].text, cases[i].mode);
+        assert_true(pool_file_read(x->path, &f, &e) < 0);
+        if (!strstr(e.text, cases[i].says))
+            fail_msg("case %zu says '%s'", i, e.text);
+        assert_null(strstr(e.text, "sesame"));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_good, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
