@@ -10,7 +10,16 @@
 
 enum { SECTORS = 200000, RUNS = 6, VOLUMES = 3 };
 
+/* The store as the runs see it: fails its request number fail_at, when that is set. */
+struct gate {
+    struct objstore base;
+    struct objstore *inner;
+    unsigned requests;
+    unsigned fail_at;
+};
+
 struct fixture {
+    struct gate gate;
     struct loop *loop;
     struct env *env;
     struct memory_store *memory;
@@ -38,16 +47,40 @@ static uint64_t rng(struct fixture *f, uint64_t below) {
     return f->rng % below;
 }
 
+static void answer_failed(struct env_event *event) {
+    struct obj_request *req = container_of(event, struct obj_request, event);
+    req->done(req);
+}
+
+static void gate_submit(struct objstore *store, struct obj_request *req) {
+    struct gate *g = container_of(store, struct gate, base);
+    if (++g->requests != g->fail_at) {
+        objstore_submit(g->inner, req);
+        return;
+    }
+    req->rc = err_set(&req->err, -ERR_DENIED, "'%s': denied", req->key);
+    req->event.fn = answer_failed;
+    env_post(store->env, &req->event);
+}
+
+static void gate_cancel(struct objstore *store, struct obj_request *req) {
+    objstore_cancel(container_of(store, struct gate, base)->inner, req);
+}
+
+static const struct objstore_ops gate_ops = {.submit = gate_submit, .cancel = gate_cancel};
+
 static void open_store(void *arg) {
     struct fixture *f = arg;
-    f->store = objstore_memory_open(f->env, f->memory);
+    f->gate = (struct gate){.base = {.ops = &gate_ops, .env = f->env},
+                            .inner = objstore_memory_open(f->env, f->memory)};
+    f->store = &f->gate.base;
     f->pages = page_cache_new(f->env, f->store, 8 * RUN_PAGE_SIZE);
 }
 
 static void close_store(void *arg) {
     struct fixture *f = arg;
     page_cache_free(f->pages);
-    objstore_close(f->store);
+    objstore_close(f->gate.inner);
 }
 
 static int setup(void **state) {
@@ -414,6 +447,54 @@ static void cancel(void *arg) {
     free(model);
 }
 
+/* Each request of a merge fails once, in turn: its error comes out, and what was merged before is
+ * still whole. */
+static void fault_sweep(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *runs[2];
+    runs[1] = random_run(f, model);
+    runs[0] = random_run(f, model);
+    struct root_run run;
+    unsigned failures = 0;
+    for (int rc = -1; rc < 0; failures++) {
+        struct err e = {0};
+        f->gate.requests = 0;
+        f->gate.fail_at = failures + 1;
+        rc = run_merge(f->env, f->store, &f->keys[0], runs, 2, false, &run, &e);
+        assert_true(rc == 0 || rc == -ERR_DENIED);
+        assert_true(rc == 0 || strstr(e.text, "denied"));
+    }
+    f->gate.fail_at = 0;
+    assert_true(failures > 4); /* a read of each source, a part, the index; then none */
+    struct run_reader *merged = open_reader(f, &run);
+    check_whole(f, merged, model, 4);
+    run_reader_unref(merged);
+    run_reader_unref(runs[0]);
+    run_reader_unref(runs[1]);
+    free(model);
+}
+
+static void too_many_volumes(void *arg) {
+    struct fixture *f = arg;
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    uint16_t len = 100;
+    struct map_entry m = {.count = 1,
+                          .kind = EXTENT_DATA,
+                          .off = 96,
+                          .lens = &len,
+                          .len_count = 1,
+                          .ref = {.kind = OBJ_LOG, .seq = 9}};
+    for (uint64_t i = 1; i <= RUN_VOLUMES_MAX + 1; i++) {
+        struct volume_key key;
+        id_format_key(&key, ID_VOLUME, "0123456789abcdef0123456789abcdef", i);
+        m.sector = i;
+        int rc = run_writer_add(w, &m, &key, NULL);
+        assert_int_equal(rc, i <= RUN_VOLUMES_MAX ? 0 : -ERR_OVERLOAD);
+    }
+    run_writer_free(w);
+}
+
 #define FIBER_TEST(name, fn)                                                                       \
     static void name(void **state) {                                                               \
         struct fixture *f = *state;                                                                \
@@ -425,6 +506,8 @@ FIBER_TEST(test_several_parts, several_parts)
 FIBER_TEST(test_joining, joining)
 FIBER_TEST(test_damage, damage)
 FIBER_TEST(test_cancel, cancel)
+FIBER_TEST(test_fault_sweep, fault_sweep)
+FIBER_TEST(test_too_many_volumes, too_many_volumes)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
@@ -434,6 +517,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_joining, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_fault_sweep, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_too_many_volumes, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
