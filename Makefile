@@ -192,7 +192,8 @@ $(BUILD)/tools/$(1): $(wildcard tests/tools/$(1)/*) | $(BUILD)/tools/ready
 endef
 $(foreach t,$(notdir $(GO_TOOLS)),$(eval $(call go_tool_rule,$(t))))
 
-SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))")
+SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))" "$(SIM) --list tests/sim/seeds.txt")
+SIM_MUTANTS := $(wildcard tests/sim/mutants.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 SANITY      := $(sort $(wildcard tests/conformance/test_sanity*.sh))
 RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY)')
@@ -206,7 +207,7 @@ mutants:
 .PHONY: tests-build test test-unit test-sim test-integration sanity asan tsan bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
-	@$(RUN_TESTS) $(SIM_RUN) $(SANITY) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
+	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
 test-unit: $(TEST_BINS) replays ## unit, conformance and golden tests, corpora of the fuzzers
 	@$(RUN_TESTS) $(REPLAY_RUNS) $(TEST_BINS)
 test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone

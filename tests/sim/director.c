@@ -44,10 +44,18 @@ static struct sim_volume *pick_volume(struct sim *s) {
     return picked;
 }
 
+static bool source_is_gone(const struct sim_volume *v) {
+    return (v->from_snap && v->from_snap->state != LIVE) ||
+           (v->from_volume && v->from_volume->state != LIVE);
+}
+
+/* Those that live or may yet come to be. */
 static unsigned count_volumes(struct sim *s) {
     unsigned n = 0;
-    list_for_each (&s->volumes, node)
-        n += list_entry(node, struct sim_volume, node)->state != DEAD;
+    list_for_each (&s->volumes, node) {
+        struct sim_volume *v = list_entry(node, struct sim_volume, node);
+        n += v->state == LIVE || v->state == DYING || (v->state == UNBORN && !source_is_gone(v));
+    }
     return n;
 }
 
@@ -279,7 +287,7 @@ static void act_weather(struct sim *s) {
 static void act_retry(struct sim *s) {
     list_for_each (&s->volumes, node) {
         struct sim_volume *v = list_entry(node, struct sim_volume, node);
-        if (v->busy > 0 || sim_chance(world(s), 300))
+        if (v->busy > 0 || sim_chance(world(s), source_is_gone(v) ? 950 : 300))
             continue;
         if (v->state == UNBORN)
             submit(s, (struct task){.kind = TASK_CREATE, .vol = v});
@@ -472,7 +480,8 @@ void director_settle(struct sim *s) {
     while (!list_empty(&s->controllers))
         controller_kill(list_entry(s->controllers.next, struct controller, node));
     while (sim_bucket_pending(s->bucket) > 0) /* what the dead have sent still arrives */
-        pause_for(s, SETTLE_STEP_US);
+        if (!pause_for(s, SETTLE_STEP_US))
+            return;
     struct controller *c = controller_start(s);
     clear_doubts(s, c);
     for (unsigned i = 0; i < 3 && !checker_failed(&s->checker); i++) {

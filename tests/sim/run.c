@@ -98,12 +98,12 @@ static void sim_init(struct sim *s, const struct sim_options *options) {
 
 /* Also after a finding, in the middle of everything: so that leaks show. */
 static void sim_release(struct sim *s) {
+    sim_proc_kill(&s->director);
+    sim_proc_release(&s->director);
     while (!list_empty(&s->daemons))
         daemon_kill(list_entry(s->daemons.next, struct daemon, node));
     while (!list_empty(&s->controllers))
         controller_kill(list_entry(s->controllers.next, struct controller, node));
-    sim_proc_kill(&s->director);
-    sim_proc_release(&s->director);
     struct list_node *node;
     while ((node = list_pop_front(&s->volumes)) != NULL)
         free(list_entry(node, struct sim_volume, node));
@@ -128,6 +128,7 @@ static void add_up(struct sim *s) {
     t->cuts_checked = s->checker.cuts_checked;
     t->records_lost = s->checker.records_lost;
     t->turns = s->world.turns;
+    t->digest = s->world.digest;
     t->virtual_ms = s->world.now_us / 1000;
 }
 

@@ -68,6 +68,7 @@ struct sim_totals {
     uint64_t tasks, tasks_killed, pins_swept;
     uint64_t objects_left, objects_garbage, objects_fences, objects_manifests;
     uint64_t turns, virtual_ms;
+    uint64_t digest; /* of all that ran: equal for equal seeds */
 };
 
 struct sim;

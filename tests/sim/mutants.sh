@@ -1,0 +1,36 @@
+#!/bin/bash
+# Deliberate bugs, each of which the simulator must find within 200 seeds; without one it must find
+# nothing. The program is built by `make mutants`.
+# timeout: 300
+set -u
+cd "$(dirname "$0")/../.." || exit 2
+sim=${PORTALBD_BUILD:-build}/mutants/tests/sim/sim
+seeds=200
+if [ ! -x "$sim" ]; then
+    echo "$sim is not built: make mutants"
+    exit 1
+fi
+
+passed=0
+failed=0
+count() {
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+    fi
+}
+
+for mutant in ack-before-frontier no-fence no-manifest-check-after-fence trim-rounded-outward \
+    snapshot-ignores-fence-jump; do
+    count "$sim" --seeds $seeds --mutant $mutant --expect-finding
+done
+if ! "$sim" --seeds 5 >"${TMPDIR:-/tmp}/sim-without-mutant.txt" 2>&1; then
+    cat "${TMPDIR:-/tmp}/sim-without-mutant.txt"
+    failed=$((failed + 1))
+else
+    passed=$((passed + 1))
+fi
+rm -f "${TMPDIR:-/tmp}/sim-without-mutant.txt"
+echo "$passed passed, $failed failed, 0 skipped"
+[ "$failed" = 0 ]
