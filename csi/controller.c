@@ -75,7 +75,7 @@ bool parameter_is_extra(const char *key) {
 struct wish {
     struct string_map parameters; /* for the record */
     char pool[POOL_NAME_MAX];     /* "": not said */
-    const char *fstype;           /* "" for a block volume */
+    char fstype[FS_TYPE_MAX];     /* "" for a block volume */
 };
 
 static void wish_release(struct wish *w) {
@@ -129,7 +129,11 @@ static int wish_of_capabilities(const Csi__V1__CreateVolumeRequest *request, str
             asked = capability.fstype;
     }
     const char *parameter = string_map_get(&w->parameters, PARAMETER_FSTYPE);
-    w->fstype = !mount ? "" : asked[0] ? asked : parameter ? parameter : "ext4";
+    if (mount)
+        snprintf(w->fstype, sizeof w->fstype, "%s",
+                 asked[0]    ? asked
+                 : parameter ? parameter
+                             : "ext4");
     return 0;
 }
 
@@ -145,11 +149,6 @@ static int wish_parse(const Csi__V1__CreateVolumeRequest *request, struct wish *
     if (rc == 0 && w->fstype[0])
         string_map_set(&w->parameters, PARAMETER_FSTYPE, w->fstype);
     return rc;
-}
-
-static const char *wish_fstype(const struct wish *w) {
-    const char *kept = string_map_get(&w->parameters, PARAMETER_FSTYPE);
-    return w->fstype[0] && kept ? kept : "";
 }
 
 /* The id in volume_content_source, "" for none; what is no id of ours is NOT_FOUND. */
@@ -214,7 +213,7 @@ static int create_fn(struct catalog *catalog, void *arg, struct err *e) {
 static int create_volume(struct rpc_call *call, const Csi__V1__CreateVolumeRequest *request,
                          Csi__V1__CreateVolumeResponse *response, struct err *e) {
     struct controller *c = rpc_call_user(call);
-    CLEANUP(wish_release) struct wish wish = {.fstype = ""};
+    CLEANUP(wish_release) struct wish wish = {0};
     CLEANUP_SECRETS struct string_map secrets = {0};
     struct create_arg arg = {.create = {.name = request->name, .parameters = &wish.parameters}};
     char source_pool[POOL_NAME_MAX];
@@ -227,7 +226,7 @@ static int create_volume(struct rpc_call *call, const Csi__V1__CreateVolumeReque
     if (rc == 0)
         rc = csi_capacity_parse(
             request->capacity_range, arg.create.source[0] ? 0 : CSI_SIZE_DEFAULT,
-            fs_size_min(wish_fstype(&wish)), &arg.create.size_bytes, &arg.create.limit_bytes, e);
+            fs_size_min(wish.fstype), &arg.create.size_bytes, &arg.create.limit_bytes, e);
     if (rc == 0)
         rc = csi_map_copy(&secrets, request, secrets, e);
     if (rc == 0)
