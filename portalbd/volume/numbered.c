@@ -69,7 +69,8 @@ int numbered_put(struct objstore *s, const char *folder, uint64_t n, struct view
     rc = numbered_newest_number(s, folder, &newest, e);
     if (rc < 0)
         return rc;
-    CHECK(newest >= n); /* I2: what we put is there, or newer ones are */
+    if (newest < n) /* I2: what we put is there, or newer ones are */
+        return err_set(e, -ERR_CORRUPT, "this store does not list '%s', which it has stored", key);
     if (newest != n)
         return err_set(e, -ERR_STALE, "'%s' was passed by a newer record", key);
     return 0;

@@ -40,6 +40,7 @@ struct world {
     struct grant grants[THINGS_MAX];
     size_t grant_count;
     bool patient; /* calls come minutes apart, some requests take longer than the sweeper waits */
+    void *actors; /* of this seed */
     size_t busy, cancelled, done;
 };
 
@@ -512,6 +513,82 @@ static void run_seed(uint64_t seed, bool patient) {
     free(w);
 }
 
+/* --- holes (trace 13) --- */
+
+enum { STEALERS = 4, STEALS = 60 };
+
+/* Takes one volume from the others again and again, a record each time; pruning leaves holes
+ * behind, into which slow PUTs fall. */
+static void stealer_run(void *arg) {
+    struct actor *a = arg;
+    struct world *w = a->w;
+    for (int i = 0; i < STEALS; i++) {
+        char node[2][16] = {"node-a", "node-b"};
+        struct volume_info v;
+        struct err e;
+        int rc = catalog_volume_publish(&w->f.catalog, w->things[0].id, node[pick(w, 2)], false,
+                                        true, &v, &e);
+        if (!expected(w, rc, &e) || rc < 0)
+            continue;
+        char who[16]; /* each call is a node of its own here: no epoch may come twice */
+        snprintf(who, sizeof who, "%u/%d", (unsigned)(a - (struct actor *)w->actors), i);
+        granted(w, v.id, v.record.publish_epoch, who);
+        volume_info_release(&v);
+    }
+    a->ended = true;
+}
+
+static void pruner_run(void *arg) {
+    struct actor *a = arg;
+    struct world *w = a->w;
+    for (int i = 0; i < 400; i++) {
+        size_t deleted;
+        struct err e;
+        expected(w, numbered_prune(w->f.store, "records/", &deleted, &e), &e);
+        fiber_sleep_us(w->f.env, 5000);
+    }
+}
+
+static void start_stealing(void *arg) {
+    struct world *w = arg;
+    struct err e;
+    struct volume_info v;
+    start(w);
+    struct volume_create req = {.name = "v", .size_bytes = 4096};
+    CHECK(catalog_volume_create(&w->f.catalog, &req, &v, &e) == 0);
+    thing_created(w, v.id, "v", true, 0);
+    volume_info_release(&v);
+}
+
+static void run_holes(uint64_t seed) {
+    struct world *w = NEW(struct world);
+    w->seed = seed;
+    pool_fixture_init(&w->f, seed);
+    pool_fixture_run(&w->f, start_stealing, w);
+    struct fault_rule nap = {.kind = FAULT_DELAY,
+                             .verbs = 1u << OBJ_PUT,
+                             .chance = 30000,
+                             .delay_us_min = 100000,
+                             .delay_us_max = 2000000};
+    objstore_fault_add(w->f.delays, &nap);
+    pool_fixture_jitter(&w->f);
+    struct actor actors[STEALERS + 1] = {0};
+    w->actors = actors;
+    for (size_t i = 0; i < ARRAY_LEN(actors); i++) {
+        actors[i].w = w;
+        fiber_start(w->f.env, i < STEALERS ? stealer_run : pruner_run, &actors[i]);
+    }
+    virtual_env_run(&w->f.venv);
+    pool_fixture_release(&w->f);
+    free(w);
+}
+
+static void test_holes(void **state) {
+    (void)state;
+    for (uint64_t seed = 1; seed <= 20; seed++)
+        run_holes(seed);
+}
+
 static void test_races(void **state) {
     (void)state;
     const char *one = getenv("PORTALBD_SEED"), *many = getenv("PORTALBD_SEEDS");
@@ -522,6 +599,6 @@ static void test_races(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_races)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_races), cmocka_unit_test(test_holes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
