@@ -85,10 +85,12 @@ static void on_done(struct bd_request *req) {
 static int run_call(struct call *c) {
     fiber_done_init(&c->done);
     c->req.done = on_done;
-    if (bd_submit(volume_blockdev(c->d->volume), &c->req))
+    if (bd_submit(volume_blockdev(c->d->volume), &c->req)) {
         tell(c);
-    else
-        fiber_done_wait_always(&c->d->proc.env, &c->done);
+        return c->req.rc;
+    }
+    c->d->sim->totals.writes_waited += c->req.op == BD_WRITE && !(c->req.flags & BD_FUA);
+    fiber_done_wait_always(&c->d->proc.env, &c->done);
     return c->req.rc;
 }
 
@@ -110,6 +112,9 @@ struct chunk {
 
 static void read_chunk(void *arg) {
     struct chunk *k = arg;
+    k->rc = -ERR_CANCELLED;
+    if (!k->d->volume) /* killed before this fiber ran */
+        return;
     struct call c = {.d = k->d,
                      .req = {.op = BD_READ,
                              .off = k->sector * SECTOR_SIZE,
@@ -263,6 +268,9 @@ static int do_zero(struct daemon *d, enum bd_op op) {
 }
 
 static int do_flush(struct daemon *d) {
+    struct volume_status st;
+    volume_status(d->volume, &st);
+    d->sim->totals.window_full += st.segments_in_flight >= WINDOW - WINDOW / 4;
     struct call c = {.d = d, .req = {.op = BD_FLUSH}};
     c.token = model_flush_begin(d->reign);
     return run_call(&c);

@@ -13,8 +13,8 @@
 #include "tests/sim/sim.h"
 
 static const char *const task_names[TASK_KINDS] = {
-    "prepare", "create",   "publish",       "unpublish",       "expand",
-    "delete",  "snapshot", "find snapshot", "delete snapshot", "background",
+    "prepare",  "create",        "publish",         "unpublish", "expand",     "delete",
+    "snapshot", "find snapshot", "delete snapshot", "list",      "background",
 };
 
 static void node_name(char *to, size_t size, unsigned node) {
@@ -237,6 +237,115 @@ static int run_delete_snapshot(struct task *t, struct err *e) {
     return rc;
 }
 
+/* --- lists --- */
+
+enum { LISTED_MAX = 1000 };
+
+/* What a list has to show (LIVE from before the call to its end), and what it may not (DEAD
+ * before). */
+struct listing {
+    const char *ids[LISTED_MAX];
+    enum existence before[LISTED_MAX];
+    bool seen[LISTED_MAX];
+    size_t count;
+};
+
+static void listing_add(struct listing *l, const char *id, enum existence state) {
+    if (id[0] == '\0' || l->count == LISTED_MAX)
+        return;
+    l->ids[l->count] = id;
+    l->before[l->count++] = state;
+}
+
+static void listing_mark(struct listing *l, const char *id) {
+    for (size_t i = 0; i < l->count; i++)
+        if (strcmp(l->ids[i], id) == 0)
+            l->seen[i] = true;
+}
+
+static void listing_judge(const struct listing *l, size_t i, enum existence after, struct sim *s) {
+    if (l->before[i] == LIVE && after == LIVE && !l->seen[i])
+        sim_fail(s, "a list does not show %s", l->ids[i]);
+    if (l->before[i] == DEAD && l->seen[i])
+        sim_fail(s, "a list shows %s, which was deleted", l->ids[i]);
+}
+
+static int list_volumes(struct controller *c, struct listing *l, struct err *e) {
+    struct volume_list page = {0};
+    char token[CATALOG_TOKEN_MAX] = "";
+    size_t max = sim_between(&c->sim->world, 1, 8);
+    do {
+        int rc = catalog_volume_list(&c->catalog, token, max, &page, e);
+        if (rc < 0)
+            return rc;
+        for (size_t i = 0; i < page.count; i++)
+            listing_mark(l, page.items[i].id);
+        memcpy(token, page.next_token, sizeof token);
+        volume_list_release(&page);
+    } while (token[0]);
+    return 0;
+}
+
+static int list_snapshots(struct controller *c, struct listing *l, struct err *e) {
+    struct snapshot_list page = {0};
+    char token[CATALOG_TOKEN_MAX] = "";
+    size_t max = sim_between(&c->sim->world, 1, 8);
+    do {
+        int rc = catalog_snapshot_list(&c->catalog, NULL, token, max, &page, e);
+        if (rc < 0)
+            return rc;
+        for (size_t i = 0; i < page.count; i++)
+            listing_mark(l, page.items[i].id);
+        memcpy(token, page.next_token, sizeof token);
+        snapshot_list_release(&page);
+    } while (token[0]);
+    return 0;
+}
+
+static int run_list_volumes(struct controller *c, struct err *e) {
+    struct sim *s = c->sim;
+    CLEANUP_FREE struct listing *l = NEW(struct listing);
+    list_for_each (&s->volumes, node) {
+        struct sim_volume *v = list_entry(node, struct sim_volume, node);
+        listing_add(l, v->id, v->state);
+    }
+    int rc = list_volumes(c, l, e);
+    if (rc < 0 || c->dead)
+        return rc;
+    for (size_t i = 0; i < l->count; i++)
+        list_for_each (&s->volumes, node) {
+            struct sim_volume *v = list_entry(node, struct sim_volume, node);
+            if (v->id == l->ids[i])
+                listing_judge(l, i, v->state, s);
+        }
+    return 0;
+}
+
+static int run_list_snapshots(struct controller *c, struct err *e) {
+    struct sim *s = c->sim;
+    CLEANUP_FREE struct listing *l = NEW(struct listing);
+    list_for_each (&s->snaps, node) {
+        struct snap *n = list_entry(node, struct snap, node);
+        listing_add(l, n->id, n->state);
+    }
+    int rc = list_snapshots(c, l, e);
+    if (rc < 0 || c->dead)
+        return rc;
+    for (size_t i = 0; i < l->count; i++)
+        list_for_each (&s->snaps, node) {
+            struct snap *n = list_entry(node, struct snap, node);
+            if (n->id == l->ids[i])
+                listing_judge(l, i, n->state, s);
+        }
+    return 0;
+}
+
+static int run_list(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    c->sim->totals.lists++;
+    return sim_chance(&c->sim->world, 500) ? run_list_volumes(c, e) : run_list_snapshots(c, e);
+}
+
 static int run_background(struct task *t, struct err *e) {
     struct controller *c = t->controller;
     struct background_result result = {0};
@@ -287,6 +396,8 @@ static int run(struct task *t, struct err *e) {
         return run_find_snapshot(t, e);
     case TASK_DELETE_SNAPSHOT:
         return run_delete_snapshot(t, e);
+    case TASK_LIST:
+        return run_list(t, e);
     case TASK_BACKGROUND:
         return run_background(t, e);
     case TASK_KINDS:

@@ -283,6 +283,20 @@ static void act_weather(struct sim *s) {
     sim_bucket_set_faults(s->bucket, sim_chance(world(s), 300) ? &s->storm : &s->calm);
 }
 
+static void act_list(struct sim *s) {
+    submit(s, (struct task){.kind = TASK_LIST});
+}
+
+/* The store is gone for a while: everything waits, nothing fails. */
+static void act_blackout(struct sim *s) {
+    struct sim_faults dark = s->calm;
+    dark.refused = 1000;
+    sim_bucket_set_faults(s->bucket, &dark);
+    s->totals.blackouts++;
+    pause_for(s, sim_skewed(world(s), 1000, 60 * 1000000));
+    sim_bucket_set_faults(s->bucket, &s->calm);
+}
+
 /* Tries again what nobody knows the outcome of. */
 static void act_retry(struct sim *s) {
     list_for_each (&s->volumes, node) {
@@ -313,14 +327,24 @@ static void act(struct sim *s) {
         unsigned weight;
         void (*fn)(struct sim *s);
     } actions[] = {
-        {180, act_start},           {110, act_kill},
-        {40, act_kill_controller},  {90, act_sleep},
-        {40, act_sleep_controller}, {50, act_stop},
-        {50, act_unpublish},        {25, act_expand},
-        {90, act_snapshot},         {40, act_delete_snapshot},
-        {60, act_read_snapshot},    {40, act_create},
-        {30, act_delete},           {40, act_background},
-        {40, act_weather},          {60, act_retry},
+        {180, act_start},
+        {110, act_kill},
+        {40, act_kill_controller},
+        {90, act_sleep},
+        {40, act_sleep_controller},
+        {50, act_stop},
+        {50, act_unpublish},
+        {25, act_expand},
+        {90, act_snapshot},
+        {40, act_delete_snapshot},
+        {60, act_read_snapshot},
+        {40, act_create},
+        {30, act_delete},
+        {40, act_background},
+        {40, act_weather},
+        {60, act_retry},
+        {30, act_list},
+        {8, act_blackout},
         {2, act_time_passes},
     };
     uint64_t total = 0;
@@ -440,6 +464,23 @@ static void clear_doubts(struct sim *s, struct controller *c) {
     }
 }
 
+static uint64_t count_requests(struct sim *s) {
+    uint64_t n = 0;
+    for (size_t i = 0; i <= OBJ_DELETE; i++)
+        n += sim_bucket_stats(s->bucket)->requests[i];
+    return n;
+}
+
+/* P9: a volume that nobody writes to sends nothing, once its debts are paid. */
+static void check_idle(struct sim *s, const struct sim_volume *v) {
+    pause_for(s, UINT64_C(60) * 1000000);
+    uint64_t before = count_requests(s);
+    pause_for(s, UINT64_C(3600) * 1000000);
+    if (count_requests(s) != before)
+        sim_fail(s, "P9: %s is idle and sends %llu requests an hour", v->name,
+                 (unsigned long long)(count_requests(s) - before));
+}
+
 /* Everything that lives is opened and read once more. */
 static void read_everything(struct sim *s, struct controller *c) {
     list_for_each (&s->volumes, node) {
@@ -454,6 +495,7 @@ static void read_everything(struct sim *s, struct controller *c) {
                 sim_fail(s, "%s cannot be opened at the end", v->name);
             pause_for(s, SETTLE_STEP_US);
         }
+        check_idle(s, v);
         list_for_each (&s->daemons, dn)
             daemon_stop(list_entry(dn, struct daemon, node), sim_chance(world(s), 700));
         wait_until_ended(s);

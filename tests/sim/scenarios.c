@@ -9,6 +9,7 @@ const char *const scenario_names[SCENARIO_COUNT] = {
     [S1_OPENER_OVERTAKEN] = "S1 opener asleep while another opens",
     [S2_GAP_AT_FENCE] = "S2 fence before stored segments",
     [S2_ZOMBIE_FILLS_GAP] = "S2 segment put behind a fence",
+    [S2_FENCE_MEETS_SEGMENT] = "S2 fence meets a segment",
     [S3_THREE_OPENERS] = "S3 three openers",
     [S3_FENCE_MEETS_FENCE] = "S3 fence meets another's fence",
     [S4_LATE_SEGMENT_AFTER_DELETE] = "S4 segment put again after its deletion",
@@ -60,6 +61,8 @@ static void at_log_put(struct sim *s, const struct sim_effect *x) {
         scenarios_note(s, S4_LATE_SEGMENT_AFTER_DELETE);
     if (fence && !x->stored && is_fence(s, x->key, folder_len, seq))
         scenarios_note(s, S3_FENCE_MEETS_FENCE);
+    if (fence && !x->stored && is_segment(s, x->key, folder_len, seq))
+        scenarios_note(s, S2_FENCE_MEETS_SEGMENT);
     if (!x->stored)
         return;
     for (uint64_t i = 1; fence && i < FENCE_JUMP; i++) {

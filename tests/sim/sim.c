@@ -231,6 +231,10 @@ static void show_totals(const struct sim_totals *t, uint64_t runs) {
     SHOW(cache_hits);
     SHOW(cache_misses);
     SHOW(flushes);
+    SHOW(writes_waited);
+    SHOW(window_full);
+    SHOW(blackouts);
+    SHOW(lists);
     printf("  %-40s %12" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", "GET PUT LIST DELETE",
            t->requests[OBJ_GET], t->requests[OBJ_PUT], t->requests[OBJ_LIST],
            t->requests[OBJ_DELETE]);

@@ -32,6 +32,7 @@ enum scenario {
     S1_OPENER_OVERTAKEN,
     S2_GAP_AT_FENCE,
     S2_ZOMBIE_FILLS_GAP,
+    S2_FENCE_MEETS_SEGMENT,
     S3_THREE_OPENERS,
     S3_FENCE_MEETS_FENCE,
     S4_LATE_SEGMENT_AFTER_DELETE,
@@ -64,6 +65,7 @@ struct sim_totals {
     uint64_t opens, opens_fenced, crashes, sleeps, closes, fenced;
     uint64_t snapshots, clones, deletes, read_only_opens, grows;
     uint64_t checkpoints, merges, cache_hits, cache_misses, flushes;
+    uint64_t writes_waited, window_full, blackouts, lists;
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;
     uint64_t objects_left, objects_garbage, objects_fences, objects_manifests;
@@ -203,6 +205,7 @@ enum task_kind {
     TASK_SNAPSHOT,
     TASK_FIND_SNAPSHOT,
     TASK_DELETE_SNAPSHOT,
+    TASK_LIST,
     TASK_BACKGROUND,
     TASK_KINDS
 };
