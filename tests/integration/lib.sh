@@ -118,7 +118,7 @@ listen_port() {
 }
 
 # A real S3 server with an empty bucket "bucket": the AWS_* variables lead to it, its objects lie as
-# files below $S3_DIR/bucket.
+# files below $S3_DIR/bucket. Arguments are versitygw's own.
 start_s3() {
     [ -x "$TOOLS/versitygw" ] || skip "needs $TOOLS/versitygw (make deps gets it)"
     S3_DIR=$WORK/s3
@@ -128,7 +128,7 @@ start_s3() {
     unset AWS_SESSION_TOKEN AWS_PROFILE AWS_SHARED_CREDENTIALS_FILE AWS_WEB_IDENTITY_TOKEN_FILE
     # Without --keep-alive every answer closes its connection.
     start s3 versitygw --access "$AWS_ACCESS_KEY_ID" --secret "$AWS_SECRET_ACCESS_KEY" \
-        --port 127.0.0.1:0 --quiet --keep-alive posix "$S3_DIR"
+        --port 127.0.0.1:0 --quiet --keep-alive "$@" posix "$S3_DIR"
     S3_PID=$PID
     listen_port "$PID"
     export AWS_ENDPOINT_URL=http://127.0.0.1:$PORT
@@ -151,12 +151,12 @@ start_faultproxy() {
 proxy_set() {
     local query
     query=$(printf '%s&' "$@")
-    curl -fsS -X POST "$PROXY_CONTROL/config?${query%&}" >/dev/null
+    curl -fsS -X POST "$FAULT_CONTROL/config?${query%&}" >/dev/null
 }
 # Requests and bytes by kind since the start or proxy_reset, as JSON.
 proxy_counts() {
-    curl -fsS "$PROXY_CONTROL/counts"
+    curl -fsS "$FAULT_CONTROL/counts"
 }
 proxy_reset() {
-    curl -fsS -X POST "$PROXY_CONTROL/reset" >/dev/null
+    curl -fsS -X POST "$FAULT_CONTROL/reset" >/dev/null
 }
