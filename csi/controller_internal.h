@@ -1,4 +1,4 @@
-/* What controller.c and snapshots.c share. */
+/* What controller.c, create_volume.c and snapshots.c share. */
 #pragma once
 
 #include "csi/convert.h"
@@ -57,6 +57,13 @@ static inline void list_walk_release(struct list_walk *w) {
 
 /* Parameters that csi's sidecars add for information (--extra-create-metadata). */
 bool parameter_is_extra(const char *key);
+
+/* A volume as answers have it. */
+Csi__V1__Volume *volume_new(struct rpc_call *call, const struct volume_info *info);
+
+/* create_volume.c */
+int create_volume(struct rpc_call *call, const Csi__V1__CreateVolumeRequest *request,
+                  Csi__V1__CreateVolumeResponse *response, struct err *e);
 
 /* snapshots.c */
 int create_snapshot(struct rpc_call *call, const Csi__V1__CreateSnapshotRequest *request,

@@ -169,6 +169,8 @@ static int mount_staging(const struct staging *s, const struct device *d, struct
 /* An ext4 that is mounted may be impossible to grow here; it grows when it is staged anew. */
 static void grow_mounted(const struct staging *s, const struct device *d) {
     struct err e;
+    if (s->capability.read_only)
+        return;
     if (fs_grow(d->path, wanted_fstype(s), s->staging_path, &e) != 0)
         log_warn("the filesystem is smaller than its device and stays so for now",
                  LOG_STR("volume", s->volume_id), LOG_ERR(&e));
@@ -206,7 +208,7 @@ static int stage_filesystem(const struct staging *s, const struct device *d, str
     rc = prepare(s, d, e);
     if (rc == 0)
         rc = mount_staging(s, d, e);
-    if (rc == 0 && !s->capability.read_only)
+    if (rc == 0)
         grow_mounted(s, d);
     return rc;
 }
