@@ -2,6 +2,7 @@
 # P1, P2, P8 after kill -9 at random moments, on a real S3 server behind a proxy that delays, answers 500/503/429, drops
 # answers and cuts connections; and the proof that the test can fail: two deliberate bugs are found.
 # ROUNDS=100 for the long form (default 12).
+# shellcheck disable=SC2119
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
