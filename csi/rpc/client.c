@@ -15,6 +15,7 @@
 enum {
     RECONNECT_MS_MIN = 50,
     RECONNECT_MS_MAX = 1000, /* a local server that came back is found within this time */
+    CONNECT_MS_MAX = 10000,  /* from the connection to the server's first word */
 };
 
 struct rpc_client {
@@ -32,8 +33,8 @@ int rpc_client_new(const char *endpoint, struct rpc_client **ret_client, struct 
          .key = (char *)GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS,
          .value.integer = RECONNECT_MS_MIN},
         {.type = GRPC_ARG_INTEGER,
-         .key = (char *)GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
-         .value.integer = RECONNECT_MS_MIN},
+         .key = (char *)GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, /* despite its name */
+         .value.integer = CONNECT_MS_MAX},
         {.type = GRPC_ARG_INTEGER,
          .key = (char *)GRPC_ARG_MAX_RECONNECT_BACKOFF_MS,
          .value.integer = RECONNECT_MS_MAX},
