@@ -1,0 +1,319 @@
+#!/usr/bin/python3
+"""Volumes through the node agent, real daemons and the fuse device: filesystems that survive a detach,
+the loss of all local state and a move to another node; on a real S3 server and on a file store.
+
+Needs root, /dev/fuse and loop devices.
+timeout: 300
+"""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    print("needs root and /dev/fuse")
+    sys.exit(77)
+
+from agent_client import BUILD, WAIT_S, Agent, alive, mounted, sh, wait_for  # noqa: E402
+
+MIB = 1 << 20
+SECRET = "portalbd-test-secret"
+FIO = ("--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=1", "--size=48M", "--ioengine=libaio",
+       "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--fsync=64",
+       "--end_fsync=1", "--randseed=7")
+
+
+class S3:
+    """The S3 server of the tests, with a bucket."""
+
+    def __init__(self, folder):
+        program = os.path.join(BUILD, "tools", "versitygw")
+        if not os.path.exists(program):
+            raise unittest.SkipTest(f"needs {program} (make deps gets it)")
+        os.makedirs(os.path.join(folder, "bucket"))
+        with open(os.path.join(folder, "..", "s3.log"), "ab") as log:
+            self.process = subprocess.Popen(
+                [program, "--access", "portalbd-test", "--secret", SECRET, "--port", "127.0.0.1:0",
+                 "--quiet", "--keep-alive", "posix", folder], stdout=log, stderr=log)
+        self.port = None
+        wait_for(self.find_port, "the S3 server")
+
+    def find_port(self):
+        for line in sh("ss", "-Hltnp").splitlines():
+            if f"pid={self.process.pid}," in line:
+                self.port = re.search(r":(\d+) ", line).group(1)
+        return self.port
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.dir = os.path.realpath(tempfile.mkdtemp(prefix="pbd-"))
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        self.agents = []
+        self.pools = os.path.join(self.dir, "pools.conf")
+        self.environment = dict(os.environ)
+        lines = ["[fast]"] + self.store()
+        with open(os.open(self.pools, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as f:
+            f.write("\n".join(lines) + "\n")
+        self.portalctl("pool", "create")
+
+    def store(self):
+        os.mkdir(f"{self.dir}/store")
+        return [f"url = file://{self.dir}/store"]
+
+    def tearDown(self):
+        failed = any(t is self for t, _ in self._outcome.result.failures + self._outcome.result.errors)
+        for agent in self.agents:
+            if failed:
+                sys.stderr.write(f"--- {agent.node_id}\n{agent.log_text()}")
+            agent.clean()
+
+    def portalctl(self, *args):
+        return sh(os.path.join(BUILD, "bin", "portalctl"), "--pools", self.pools, *args)
+
+    def volume(self, name, size="512Mi"):
+        out = self.portalctl("volume", "create", "-o", "json", "--size", size, name)
+        return json.loads(out[out.index("{"):])["id"]
+
+    def agent(self, node_id):
+        agent = Agent(self.pools, node_id=node_id)
+        self.agents.append(agent)
+        return agent.start()
+
+    def life(self, mkfs, fsck, *mount_options):
+        """A filesystem, its clean restart, the loss of local state, the move to another node."""
+        volume = self.volume("v")
+        one = self.agent("node-1")
+        device = one.attach(volume, publish_epoch=1)
+        self.assertEqual(sh("blockdev", "--getss", device).strip(), "4096")
+        sh(*mkfs, device)
+        data = os.urandom(3 * MIB + 5)
+        with mounted(device, *mount_options) as point:
+            sh("fio", "--name=v", f"--directory={point}", *FIO, timeout=180)
+            with open(f"{point}/data", "wb") as f:
+                f.write(data)
+            sh("fstrim", point)
+        one.detach(volume)
+
+        def check(device):
+            sh(*fsck, device)
+            with mounted(device, *mount_options) as point:
+                with open(f"{point}/data", "rb") as f:
+                    self.assertEqual(f.read(), data)
+                sh("fio", "--name=v", f"--directory={point}", *FIO, "--verify_only", timeout=180)
+            sh(*fsck, device)
+
+        check(one.attach(volume, publish_epoch=1))  # again on this node
+        one.detach(volume)
+        self.assertEqual(one.stop(), 0, one.log_text())
+        for name in os.listdir(one.run_dir):  # all local state gone
+            path = os.path.join(one.run_dir, name)
+            if name != "log":
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        one.start()
+        check(one.attach(volume, publish_epoch=1))
+        one.detach(volume)
+        two = self.agent("node-2")
+        check(two.attach(volume, publish_epoch=2))
+        two.detach(volume)
+        for agent in (one, two):
+            self.assertEqual(agent.call("ListAttachments").attachments[:], [])
+            self.assertEqual(agent.stop(), 0, agent.log_text())
+
+
+class OnS3(Base):
+    def store(self):
+        self.s3 = S3(f"{self.dir}/s3")
+        self.addCleanup(self.s3.close)
+        return ["url = s3://bucket/p", f"endpoint = http://127.0.0.1:{self.s3.port}",
+                "region = us-east-1", "access_key_id = portalbd-test",
+                f"secret_access_key = {SECRET}"]
+
+    def test_ext4(self):
+        self.life(["mkfs.ext4", "-q", "-F"], ["e2fsck", "-fn"], "-o", "discard")
+
+    def test_xfs(self):
+        self.life(["mkfs.xfs", "-q", "-f"], ["xfs_repair", "-n"])
+
+    def test_secrets_of_a_call(self):
+        """Beat the pool file's, and show nowhere but in the daemon's own file."""
+        volume = self.volume("v", "64Mi")
+        sh("sed", "-i", f"s/{SECRET}/wrong/", self.pools)
+        agent = self.agent("node-1")
+        agent.attach(volume, publish_epoch=1, secrets={
+            "access_key_id": "portalbd-test", "secret_access_key": SECRET})
+        pid = agent.attachment(volume).daemon_pid
+        for path in (f"/proc/{pid}/cmdline", f"/proc/{pid}/environ"):
+            with open(path, "rb") as f:
+                self.assertNotIn(SECRET.encode(), f.read())
+        self.assertNotIn(SECRET, agent.log_text())
+        agent.detach(volume)
+
+
+class OnFiles(Base):
+    def test_ext4(self):
+        self.life(["mkfs.ext4", "-q", "-F"], ["e2fsck", "-fn"])
+
+    def test_health_and_grow(self):
+        volume = self.volume("v", "512Mi")
+        agent = self.agent("node-1")
+        device = agent.attach(volume, publish_epoch=1)
+        health = agent.call("GetVolumeHealth", volume_id=volume)
+        self.assertEqual((health.abnormal, health.message), (False, "ok"))
+        sh("mkfs.xfs", "-q", "-f", device)
+        with mounted(device) as point:
+            before = os.statvfs(point).f_blocks
+            self.assertEqual(agent.call("GrowVolume", volume_id=volume,
+                                        size_bytes=1024 * MIB).size_bytes, 1024 * MIB)
+            self.assertEqual(agent.call("GrowVolume", volume_id=volume,
+                                        size_bytes=256 * MIB).size_bytes, 1024 * MIB)
+            sh("xfs_growfs", point)
+            self.assertGreater(os.statvfs(point).f_blocks, before * 1.8)
+        self.assertEqual(agent.attachment(volume).size_bytes, 1024 * MIB)
+        self.assertEqual(agent.code("GrowVolume", volume_id=volume, size_bytes=1 << 61),
+                         "INVALID_ARGUMENT")
+        agent.detach(volume)
+
+    def test_node_is_registered(self):
+        self.agent("node-7")
+        nodes = f"{self.dir}/store/nodes"
+        wait_for(lambda: os.path.isdir(nodes) and any("node-7" in n for n in os.listdir(nodes)),
+                 "the node's record")
+
+    def test_older_epoch_and_unknown_volume(self):
+        volume = self.volume("v", "64Mi")
+        agent = self.agent("node-1")
+        agent.attach(volume, publish_epoch=5)
+        agent.detach(volume)
+        self.assertEqual(agent.code("AttachVolume", volume_id=volume, publish_epoch=4),
+                         "FAILED_PRECONDITION")
+        unknown = f"pv-{'0' * 32}-1.fast"
+        self.assertEqual(agent.code("AttachVolume", volume_id=unknown, publish_epoch=1), "NOT_FOUND")
+        self.assertEqual(agent.call("ListAttachments").attachments[:], [])
+
+    def test_newer_writer_elsewhere(self):
+        """The old node learns that it is fenced, says so, and detaching does not hang."""
+        volume = self.volume("v", "64Mi")
+        one, two = self.agent("node-1"), self.agent("node-2")
+        old = one.attach(volume, publish_epoch=1)
+        new = two.attach(volume, publish_epoch=2)
+        result = sh("dd", "if=/dev/urandom", f"of={old}", "bs=4k", "count=8", "oflag=direct",
+                    "conv=fsync", check=False)
+        self.assertIn("error", result)
+        wait_for(lambda: one.call("GetVolumeHealth", volume_id=volume).abnormal, "abnormal health")
+        one.detach(volume)
+        sh("dd", "if=/dev/urandom", f"of={new}", "bs=4k", "count=8", "oflag=direct", "conv=fsync")
+        self.assertFalse(two.call("GetVolumeHealth", volume_id=volume).abnormal)
+        two.detach(volume)
+
+    def test_killed_daemon(self):
+        """Errors at once, FAILED, cleared by detach; what was flushed is there afterwards."""
+        volume = self.volume("v", "128Mi")
+        agent = self.agent("node-1")
+        device = agent.attach(volume, publish_epoch=1)
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device) as point:
+            with open(f"{point}/kept", "wb") as f:
+                f.write(b"kept")
+                f.flush()
+                os.fsync(f.fileno())
+            os.kill(agent.attachment(volume).daemon_pid, signal.SIGKILL)
+            start = time.monotonic()
+            thread = threading.Thread(target=lambda: sh(
+                "dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct",
+                check=False), daemon=True)
+            thread.start()
+            thread.join(WAIT_S)
+            self.assertFalse(thread.is_alive(), "a read hangs")
+            self.assertLess(time.monotonic() - start, 5)
+            wait_for(lambda: agent.state(volume) == "FAILED", "the state FAILED")
+            self.assertTrue(agent.call("GetVolumeHealth", volume_id=volume).abnormal)
+        agent.detach(volume)
+        device = agent.attach(volume, publish_epoch=1)
+        sh("e2fsck", "-fp", device, check=False)
+        with mounted(device) as point:
+            with open(f"{point}/kept", "rb") as f:
+                self.assertEqual(f.read(), b"kept")
+        agent.detach(volume)
+
+    def test_agent_restarts_under_io(self):
+        volume = self.volume("v", "256Mi")
+        agent = self.agent("node-1")
+        device = agent.attach(volume, publish_epoch=1)
+        pid = agent.attachment(volume).daemon_pid
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device) as point:
+            fio = subprocess.Popen(["fio", "--name=v", f"--directory={point}", *FIO],
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for how in (signal.SIGKILL, signal.SIGTERM):
+                time.sleep(0.3)
+                agent.stop(how)
+                time.sleep(0.3)
+                agent.start()
+                self.assertEqual(agent.attach(volume, publish_epoch=1), device)
+            out, _ = fio.communicate(timeout=120)
+            self.assertEqual(fio.returncode, 0, out)
+        self.assertEqual(agent.attachment(volume).daemon_pid, pid)
+        sh("e2fsck", "-fn", device)
+        self.assertFalse(agent.call("GetVolumeHealth", volume_id=volume).abnormal)
+        agent.detach(volume)
+        self.assertFalse(alive(pid))
+
+    def test_store_away(self):
+        """Attach and detach answer ABORTED as long as the store is away; force gives up."""
+        volume = self.volume("v", "64Mi")
+        agent = self.agent("node-1")
+        agent.call_wait = "1s"
+        agent.stop()
+        agent.start()
+        os.rename(f"{self.dir}/store", f"{self.dir}/away")
+        self.assertEqual(agent.code("AttachVolume", volume_id=volume, publish_epoch=1), "ABORTED")
+        self.assertEqual(agent.state(volume), "ATTACHING")
+        os.rename(f"{self.dir}/away", f"{self.dir}/store")
+        device = []
+
+        def attached():
+            if agent.code("AttachVolume", volume_id=volume, publish_epoch=1) != "OK":
+                return False
+            device.append(agent.attachment(volume).device_path)
+            return True
+        wait_for(attached, "the attach to go on")
+        with open(device[0], "r+b", buffering=0) as f:
+            f.write(os.urandom(MIB))
+        os.rename(f"{self.dir}/store", f"{self.dir}/away")
+        self.assertEqual(agent.code("DetachVolume", volume_id=volume), "ABORTED")
+        self.assertEqual(agent.state(volume), "DETACHING")
+        os.rename(f"{self.dir}/away", f"{self.dir}/store")
+        agent.detach(volume)
+
+        agent.attach(volume, publish_epoch=1)
+        os.rename(f"{self.dir}/store", f"{self.dir}/away")
+        start = time.monotonic()
+        agent.detach(volume, force=True)
+        self.assertLess(time.monotonic() - start, WAIT_S)
+        os.rename(f"{self.dir}/away", f"{self.dir}/store")
+        agent.attach(volume, publish_epoch=1)
+        agent.detach(volume)
+
+
+del Base  # not a test by itself
+
+
+def on_term(_signum, _frame):
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, on_term)
+    unittest.main(verbosity=2)
