@@ -248,8 +248,8 @@ fuzz-run: $(FUZZERS) $(BUILD)/fuzz/canary
 
 # --- lint -------------------------------------------------------------------------------------------------------------
 
-.PHONY: lint lint-quick lint-format lint-layers lint-tidy lint-scripts lint-analyzer
-lint: lint-quick lint-analyzer ## everything that a tool can check
+.PHONY: lint lint-quick lint-format lint-layers lint-tidy lint-scripts lint-docs lint-analyzer
+lint: lint-quick lint-docs lint-analyzer ## everything that a tool can check
 lint-quick: lint-format lint-layers lint-tidy lint-scripts
 ENGINE_LIBS := $(foreach r,format cache volume catalog,$(if $(filter portalbd/$(r),$(LIB_ROOMS)),$(call room_lib,portalbd/$(r))))
 lint-format:
@@ -259,8 +259,10 @@ lint-layers: $(ENGINE_LIBS)
 lint-tidy:
 	@tools/check-tidy
 lint-scripts:
-	@shellcheck --external-sources --source-path=SCRIPTDIR $$(tools/list-scripts sh)
+	@shellcheck $$(tools/list-scripts sh)
 	@python3 -c 'import ast, sys; [ast.parse(open(f).read(), f) for f in sys.argv[1:]]' $$(tools/list-scripts python)
+lint-docs: all
+	@tools/print-options --check $(BUILD) docs/options $(PROGRAMS)
 lint-analyzer: $(BUILD)/flags
 	@tools/check-analyzer "$$(sed 's/^[^ ]* //' $(BUILD)/flags)"
 
@@ -268,9 +270,7 @@ lint-analyzer: $(BUILD)/flags
 
 .PHONY: docs
 docs: all ## write docs/options/ and the manual pages in build/man from the programs' tables of options
-	@mkdir -p docs/options $(BUILD)/man
-	@set -e; for p in $(PROGRAMS); do $(BUILD)/bin/$$p --print-options-md >docs/options/$$p.md; \
-		$(BUILD)/bin/$$p --print-man >$(BUILD)/man/$$p.8; done
+	@tools/print-options $(BUILD) docs/options $(PROGRAMS)
 
 .PHONY: clean help
 clean: ## remove everything that was built
