@@ -55,6 +55,8 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *connection, cons
     }
     if (strcmp(url, "/metrics") == 0 && s->config.metrics) {
         metrics_render(s->config.metrics, &body);
+        if (s->config.more_metrics)
+            s->config.more_metrics(s->config.arg, &body);
         buf_reserve(&body, 1);
         return answer(connection, MHD_HTTP_OK, METRICS_CONTENT_TYPE, &body);
     }

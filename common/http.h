@@ -16,6 +16,9 @@ struct http_config {
     const char *addr;        /* numeric IPv4 or IPv6 address; NULL: 127.0.0.1 */
     uint16_t port;           /* 0: the kernel chooses */
     struct metrics *metrics; /* borrowed until stop */
+    /* Appends metrics of others (of this program's children, say) to the registry's text: other
+     * names than the registry's. On the server's thread; may block for some seconds. NULL: none. */
+    void (*more_metrics)(void *arg, struct buf *text);
     /* Appends a line or more that say how things are; true: healthy. On the server's thread: must
      * not block. NULL: always healthy. */
     bool (*healthy)(void *arg, struct buf *text);

@@ -24,6 +24,7 @@
 #include "node-agent/agent.h"
 #include "node-agent/agent_rpc.h"
 #include "node-agent/register.h"
+#include "node-agent/scrape.h"
 
 enum {
     WORKERS = 32,    /* jobs that block: one hanging device each at worst */
@@ -203,12 +204,19 @@ static int start_server(struct node_agent *n, struct err *e) {
     return rc;
 }
 
+static void scrape(void *arg, struct buf *text) {
+    struct node_agent *n = arg;
+    scrape_daemons(n->config.run_dir, text);
+}
+
 static int start_http(struct node_agent *n, struct err *e) {
     if (!n->config.http_address || !n->config.http_address[0])
         return 0;
     const struct http_config config = {.addr = n->config.http_address,
                                        .port = (uint16_t)n->config.http_port,
-                                       .metrics = n->metrics};
+                                       .metrics = n->metrics,
+                                       .more_metrics = scrape,
+                                       .arg = n};
     int rc = http_server_start(&config, &n->http, e);
     if (rc == 0)
         log_info("metrics are served", LOG_STR("address", config.addr),

@@ -7,7 +7,11 @@
 #include "portalbd/daemon/served.h"
 #include "portalbd/objstore/stats.h"
 
-enum { SNAPSHOTS_MAX = 100 }; /* of one answer: it must fit a line */
+enum {
+    SNAPSHOTS_MAX = 100,          /* of one answer: it must fit a line */
+    METRICS_PAGE_MAX = 24 * 1024, /* bytes of text, of one answer; a metric is never cut */
+    METRIC_NAME_MAX = 128,        /* bytes */
+};
 
 static const char *const health_names[] = {[VOLUME_HEALTH_OK] = "ok",
                                            [VOLUME_HEALTH_WAITING] = "waiting",
@@ -244,6 +248,54 @@ static int verb_snapshot_list(struct served *s, const json_t *args, json_t **ret
     return 0;
 }
 
+/* The end of the metric that begins here: where the next one's HELP line does. */
+static size_t family_end(struct view text) {
+    static const char mark[] = "\n# HELP ";
+    const uint8_t *next = text.len ? memmem(text.data, text.len, mark, sizeof mark - 1) : NULL;
+    return next ? (size_t)(next - text.data) + 1 : text.len;
+}
+
+/* "# HELP name ..." */
+static bool family_name(struct view text, char name[METRIC_NAME_MAX]) {
+    static const size_t skip = sizeof "# HELP " - 1;
+    const uint8_t *space = text.len > skip ? memchr(text.data + skip, ' ', text.len - skip) : NULL;
+    size_t len = space ? (size_t)(space - text.data) - skip : 0;
+    if (len == 0 || len >= METRIC_NAME_MAX)
+        return false;
+    memcpy(name, text.data + skip, len);
+    name[len] = '\0';
+    return true;
+}
+
+/* The text of /metrics, in pages of whole metrics by name: what comes after the metric "after".
+ * "next" is what to ask for next, "" at the end. */
+static int verb_metrics(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    const char *after = "";
+    int rc = json_object_get(args, "after") ? control_arg_string(args, "after", &after, e) : 0;
+    if (rc < 0)
+        return rc;
+    CLEANUP_BUF struct buf all = {0};
+    CLEANUP_BUF struct buf page = {0};
+    if (s->config.metrics)
+        metrics_render(s->config.metrics, &all);
+    char name[METRIC_NAME_MAX], last[METRIC_NAME_MAX] = "";
+    struct view rest = buf_view(&all);
+    while (rest.len) {
+        size_t end = family_end(rest);
+        if (family_name(rest, name) && strcmp(name, after) > 0) {
+            if (page.len && page.len + end > METRICS_PAGE_MAX)
+                break;
+            buf_append(&page, rest.data, end);
+            memcpy(last, name, sizeof last);
+        }
+        rest = view_part(rest, end, rest.len - end);
+    }
+    *ret = json_object();
+    set_text(*ret, "text", buf_cstr(&page));
+    set_text(*ret, "next", rest.len ? last : "");
+    return 0;
+}
+
 static int verb_shutdown(struct served *s, const json_t *args, json_t **ret, struct err *e) {
     (void)args;
     (void)e;
@@ -266,6 +318,7 @@ int served_control(void *arg, const char *verb, const json_t *args, json_t **ret
         {"snapshot.list", verb_snapshot_list},
         {"snapshot.get", verb_snapshot_get},
         {"snapshot.delete", verb_snapshot_delete},
+        {"metrics", verb_metrics},
         {"shutdown", verb_shutdown},
     };
     for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {

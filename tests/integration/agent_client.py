@@ -6,6 +6,7 @@ The agent's processes are in the caller's process group and namespaces; clean() 
 import atexit
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 import grpc
 
@@ -99,6 +101,7 @@ class Agent:
         args = [os.path.join(BUILD, "bin", "node-agent"), "--run-dir", self.run_dir, "--endpoint",
                 self.socket, "--node-id", self.node_id, "--pools", self.pools, "--call-wait",
                 self.call_wait]
+        args += ["--http-address", "127.0.0.1", "--http-port", "0"]
         if self.daemon:
             args += ["--daemon", self.daemon]
         self.process = subprocess.Popen(args, stdout=self.log, stderr=self.log)
@@ -162,6 +165,11 @@ class Agent:
             self.process.send_signal(how)
             self.process.wait(20)
         return self.process.returncode
+
+    def http(self, path):
+        port = re.findall(r"metrics are served.* port=(\d+)", self.log_text())[-1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.read().decode()
 
     def log_text(self):
         return read(os.path.join(self.run_dir, "log"))[-20000:]

@@ -191,6 +191,28 @@ class OnFiles(Base):
         wait_for(lambda: os.path.isdir(nodes) and any("node-7" in n for n in os.listdir(nodes)),
                  "the node's record")
 
+    def test_metrics(self):
+        """The agent's own and every daemon's, each metric once, each series once."""
+        agent = self.agent("node-1")
+        volumes = [self.volume(name, "64Mi") for name in ("v", "w")]
+        for volume in volumes:
+            device = agent.attach(volume, publish_epoch=1)
+            sh("dd", "if=/dev/zero", f"of={device}", "bs=4k", "count=8", "oflag=direct",
+               "conv=fsync")
+        self.assertEqual(agent.http("/healthz"), "ok\n")
+        lines = agent.http("/metrics").splitlines()
+        heads = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+        self.assertEqual(len(heads), len(set(heads)))
+        series = [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("#")]
+        self.assertEqual(len(series), len(set(series)))
+        self.assertIn('portalbd_agent_attachments{state="attached"} 2', lines)
+        for volume in volumes:
+            for name in ("portalbd_objstore_requests_total", "portalbd_device_requests_total",
+                         "portalbd_journal_used_bytes", "portalbd_cache_hits_total"):
+                self.assertTrue(any(s.startswith(name + "{") and f'volume="{volume}"' in s
+                                    for s in series), f"{name} of {volume}")
+            agent.detach(volume)
+
     def test_older_epoch_and_unknown_volume(self):
         volume = self.volume("v", "64Mi")
         agent = self.agent("node-1")
