@@ -33,12 +33,18 @@ int volume_record_advance(struct catalog *c, struct volume_record *r, struct err
 /* r->publish_epoch + 1; -ERR_OVERLOAD at the end of the numbers. */
 int volume_record_next_epoch(struct volume_record *r, struct err *e);
 /* Fills *ret from a record (moved: *r is empty afterwards) and the manifest. */
-void volume_info_make(struct volume_info *ret, const struct catalog *c, struct volume_record *r,
+void volume_info_make(struct volume_info *ret, struct catalog *c, struct volume_record *r,
                       const struct manifest *m);
 /* The same with the newest manifest, which must be there and not deleted: -ERR_NOT_FOUND. *r is
  * moved on success only. Costs 2. */
 int volume_info_read(struct catalog *c, struct volume_record *r, struct volume_info *ret,
                      struct err *e);
+
+/* What of a volume never changes: its record at creation says it, whatever came since. Borrowed
+ * until the next call that waits. -ERR_NOT_FOUND: there never was such a volume, or its creation is
+ * long pruned and it is gone. Costs 0, 1, or 3 when the record of its creation is pruned. */
+int volume_identity(struct catalog *c, const struct parsed_id *id,
+                    const struct catalog_identity **ret, struct err *e);
 
 /* --- publish.c --- */
 
@@ -57,9 +63,11 @@ struct clone_source {
     uint32_t depth; /* of the clone; 0: not known before the cut */
 };
 void clone_source_release(struct clone_source *s);
-/* -ERR_NOT_FOUND: it does not exist; -ERR_INVALID: not an id of this pool. Costs 2 for a snapshot,
- * 4 for a volume. */
+/* -ERR_NOT_FOUND: it does not exist; -ERR_INVALID: not an id of this pool. Costs 1 for a snapshot,
+ * which may have been deleted since, 4 for a volume. */
 int clone_source_find(struct catalog *c, const char *id, struct clone_source *ret, struct err *e);
+/* Is a snapshot's record still the newest? -ERR_NOT_FOUND. Costs 1, 0 for a volume. */
+int clone_source_check(struct catalog *c, const struct clone_source *s, struct err *e);
 
 /* Puts the first manifest of the volume that r describes: empty, or a clone of src (may be NULL).
  * -ERR_EXISTS: it has a first manifest already, which may say deleted. -ERR_NOT_FOUND: the source

@@ -1,7 +1,7 @@
 /* What a new volume begins with: its first manifest, empty or a clone's (design §2.3, Clone; models
  * chain and pins).
  *
- *   of a snapshot   its record -> claim in its volume -> record and root again, both must stand ->
+ *   of a snapshot   its record -> claim in its volume -> record and root, both must stand ->
  *                   the pin's root (a copy) -> first manifest: the commit
  *   of a volume     claim -> cut (Snapshot's steps 2 and 3) -> first manifest: the commit
  *
@@ -18,11 +18,23 @@ void clone_source_release(struct clone_source *s) {
     *s = (struct clone_source){0};
 }
 
-static int find_snapshot(struct catalog *c, const char *id, struct clone_source *ret,
+/* The record at the number that is in the id. Whether it is the newest is looked at behind the
+ * claim, when it matters. Costs 1. */
+static int find_snapshot(struct catalog *c, const struct parsed_id *id, struct clone_source *ret,
                          struct err *e) {
-    int rc = snapshot_record_by_id(c, id, &ret->snapshot, e);
-    if (rc < 0)
-        return rc;
+    char key[KEY_MAX];
+    key_snapshot(key, id->name_hash, id->number);
+    CLEANUP_BUF struct buf body = {0};
+    int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
+    if (rc == 0)
+        rc = snapshot_record_decode(&ret->snapshot, id->number, buf_view(&body), e);
+    if (rc < 0 && rc != -ERR_NOT_FOUND)
+        return err_wrap(e, "%s", key);
+    if (rc < 0 || ret->snapshot.deleted || !volume_keys_equal(&ret->snapshot.key, &id->key)) {
+        snapshot_record_release(&ret->snapshot);
+        return err_set(e, -ERR_NOT_FOUND, "snapshot '%s.%s' does not exist", id->key.text,
+                       id->pool);
+    }
     ret->is_snapshot = true;
     ret->volume = ret->snapshot.source;
     ret->size_bytes = ret->snapshot.size_bytes;
@@ -50,9 +62,23 @@ int clone_source_find(struct catalog *c, const char *id, struct clone_source *re
         return err_set(e, -ERR_INVALID, "the source '%s' is in another pool than '%s'", id,
                        c->pool);
     struct clone_source s = {0};
-    rc = p.kind == ID_SNAPSHOT ? find_snapshot(c, id, &s, e) : find_volume(c, id, &s, e);
+    rc = p.kind == ID_SNAPSHOT ? find_snapshot(c, &p, &s, e) : find_volume(c, id, &s, e);
     if (rc == 0)
         *ret = s;
+    return rc;
+}
+
+int clone_source_check(struct catalog *c, const struct clone_source *s, struct err *e) {
+    if (!s->is_snapshot)
+        return 0;
+    char hash[33], folder[KEY_MAX];
+    name_hash(hash, s->snapshot.name);
+    key_snapshots_prefix(folder, hash);
+    uint64_t n;
+    int rc = numbered_newest_number(c->store, folder, &n, e);
+    if (rc == 0 &&
+        n != s->snapshot.number) /* records are immutable: the newest is not the one read */
+        rc = err_set(e, -ERR_NOT_FOUND, "snapshot '%s' was deleted", s->snapshot.name);
     return rc;
 }
 
@@ -111,29 +137,24 @@ static int commit_clone(struct catalog *c, const struct volume_record *r,
     return rc;
 }
 
-/* The second look at a snapshot: behind our claim its record and its root must both still stand;
- * from then on GC sees our claim or its pin. Fills *ret with what becomes our root. */
+/* The second look at a snapshot: behind our claim its record and its root must both stand; from
+ * then on GC sees our claim or its pin. Fills *ret with what becomes our root. */
 static int reread_snapshot(struct catalog *c, const struct clone_source *src, struct pin_root *ret,
                            struct err *e) {
-    char hash[33], folder[KEY_MAX];
-    name_hash(hash, src->snapshot.name);
-    key_snapshots_prefix(folder, hash);
-    uint64_t n;
-    int rc = numbered_newest_number(c->store, folder, &n, e);
+    int rc = clone_source_check(c, src, e);
     if (rc < 0)
         return rc;
-    struct pin_root root = {0};
-    if (n == src->snapshot.number) { /* immutable: the record that we read */
-        rc = pin_root_get(c->store, &src->volume, &src->snapshot.pin, &root, e);
-        if (rc == 0 && !root.expired) {
-            *ret = root;
-            return 0;
-        }
-        pin_root_release(&root);
-        if (rc < 0 && rc != -ERR_NOT_FOUND)
-            return rc;
+    struct pin_root root;
+    rc = pin_root_get(c->store, &src->volume, &src->snapshot.pin, &root, e);
+    if (rc < 0 && rc != -ERR_NOT_FOUND)
+        return rc;
+    if (rc == 0 && !root.expired) {
+        *ret = root;
+        return 0;
     }
-    return err_set(e, -ERR_NOT_FOUND, "snapshot '%s' was deleted meanwhile", src->snapshot.name);
+    if (rc == 0)
+        pin_root_release(&root);
+    return err_set(e, -ERR_NOT_FOUND, "snapshot '%s' was deleted", src->snapshot.name);
 }
 
 /* Claim, root. A pin that failed before its commit is of no use to anybody: its claim goes, and a

@@ -17,18 +17,6 @@ static int busy(struct err *e, const char *name) {
                    name);
 }
 
-static void new_record_texts(struct snapshot_record *r, const char *name) {
-    r->name = xstrdup(name);
-    r->source_name = xstrdup("");
-    r->fstype = xstrdup("");
-}
-
-static void set_text(char **text, const char *value) {
-    char *copy = xstrdup(value);
-    free(*text);
-    *text = copy;
-}
-
 int snapshot_record_newest(struct catalog *c, const char *hash, struct snapshot_record *ret,
                            struct err *e) {
     char folder[KEY_MAX];
@@ -202,7 +190,7 @@ static int cut_and_commit(struct catalog *c, const char *folder, struct snapshot
 }
 
 /* -ERR_STALE: start over. */
-static int create_once(struct catalog *c, const char *name, const char *hash, const char *source_id,
+static int create_once(struct catalog *c, const char *name, const char *hash,
                        const struct parsed_id *source, struct snapshot_info *ret, struct err *e) {
     CLEANUP(snapshot_record_release) struct snapshot_record r = {0};
     int rc = snapshot_record_newest(c, hash, &r, e);
@@ -215,19 +203,18 @@ static int create_once(struct catalog *c, const char *name, const char *hash, co
         info_make(ret, c, &r);
         return 0;
     }
-    struct volume_record volume;
-    rc = volume_record_by_id(c, source_id, &volume, e);
+    const struct catalog_identity *volume;
+    rc = volume_identity(c, source, &volume, e); /* whether it is there, its manifest says */
     if (rc < 0)
         return rc;
     uint64_t newest = r.number;
     snapshot_record_release(&r);
-    r = (struct snapshot_record){.number = newest, .source = source->key};
+    r = (struct snapshot_record){.number = newest,
+                                 .source = source->key,
+                                 .name = xstrdup(name),
+                                 .source_name = xstrdup(volume->name),
+                                 .fstype = xstrdup(volume->fstype)};
     id_format_key(&r.key, ID_SNAPSHOT, hash, newest + 1);
-    new_record_texts(&r, name);
-    set_text(&r.source_name, volume.name);
-    const char *fstype = string_map_get(&volume.parameters, "csi.storage.k8s.io/fstype");
-    set_text(&r.fstype, fstype ? fstype : "");
-    volume_record_release(&volume);
     char folder[KEY_MAX];
     key_snapshots_prefix(folder, hash);
     rc = cut_and_commit(c, folder, &r, e);
@@ -247,7 +234,7 @@ int catalog_snapshot_create(struct catalog *c, const char *name, const char *sou
     char hash[33];
     name_hash(hash, name);
     for (int attempt = 0; attempt < CATALOG_ATTEMPTS_MAX; attempt++) {
-        rc = create_once(c, name, hash, source_id, &source, ret, e);
+        rc = create_once(c, name, hash, &source, ret, e);
         if (rc != -ERR_STALE)
             return rc < 0 ? err_wrap(e, "snapshot '%.128s'", name) : 0;
     }
@@ -265,9 +252,12 @@ static int delete_once(struct catalog *c, const char *id, const struct parsed_id
         return 0; /* a pin that its deleter left is the sweeper's */
     if (rc < 0)
         return rc;
-    struct snapshot_record tombstone = {.number = r.number + 1, .deleted = true};
+    struct snapshot_record tombstone = {.number = r.number + 1,
+                                        .deleted = true,
+                                        .name = xstrdup(r.name),
+                                        .source_name = xstrdup(""),
+                                        .fstype = xstrdup("")};
     catalog_new_id(c, &tombstone.nonce);
-    new_record_texts(&tombstone, r.name);
     CLEANUP_BUF struct buf body = {0};
     rc = snapshot_record_encode(&body, &tombstone, e);
     snapshot_record_release(&tombstone);

@@ -2,6 +2,7 @@
  */
 #include "portalbd/catalog/catalog_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 void catalog_init(struct catalog *c, struct env *env, struct objstore *store, const char *pool) {
@@ -90,16 +91,71 @@ int volume_record_next_epoch(struct volume_record *r, struct err *e) {
     return 0;
 }
 
+/* --- identities --- */
+
+static const struct catalog_identity *identity_find(const struct catalog *c,
+                                                    const struct volume_key *key) {
+    for (size_t i = 0; i < CATALOG_IDENTITIES; i++)
+        if (volume_keys_equal(&c->identities[i].key, key))
+            return &c->identities[i];
+    return NULL;
+}
+
+static const struct catalog_identity *identity_remember(struct catalog *c,
+                                                        const struct volume_record *r) {
+    const struct catalog_identity *known = identity_find(c, &r->key);
+    if (known)
+        return known;
+    const char *fstype = string_map_get(&r->parameters, "csi.storage.k8s.io/fstype");
+    struct catalog_identity *i = &c->identities[c->identity_next++ % CATALOG_IDENTITIES];
+    *i = (struct catalog_identity){.key = r->key};
+    snprintf(i->name, sizeof i->name, "%s", r->name);
+    snprintf(i->fstype, sizeof i->fstype, "%s", fstype ? fstype : "");
+    return i;
+}
+
+/* The record that created the volume. -ERR_NOT_FOUND: pruned. */
+static int creation_record(struct catalog *c, const struct parsed_id *id, struct volume_record *ret,
+                           struct err *e) {
+    char key[KEY_MAX];
+    key_record(key, id->name_hash, id->number);
+    CLEANUP_BUF struct buf body = {0};
+    int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
+    if (rc == 0)
+        rc = volume_record_decode(ret, id->number, buf_view(&body), e);
+    return rc < 0 && rc != -ERR_NOT_FOUND ? err_wrap(e, "%s", key) : rc;
+}
+
+int volume_identity(struct catalog *c, const struct parsed_id *id,
+                    const struct catalog_identity **ret, struct err *e) {
+    *ret = identity_find(c, &id->key);
+    if (*ret)
+        return 0;
+    struct volume_record r;
+    int rc = creation_record(c, id, &r, e);
+    if (rc == -ERR_NOT_FOUND)
+        rc = volume_record_newest(c, id->name_hash, &r, e);
+    if (rc < 0)
+        return rc;
+    if (r.number > 0 && volume_keys_equal(&r.key, &id->key))
+        *ret = identity_remember(c, &r);
+    else
+        rc = err_set(e, -ERR_NOT_FOUND, "volume '%s.%s' does not exist", id->key.text, id->pool);
+    volume_record_release(&r);
+    return rc;
+}
+
 void volume_info_release(struct volume_info *i) {
     volume_record_release(&i->record);
     *i = (struct volume_info){0};
 }
 
-void volume_info_make(struct volume_info *ret, const struct catalog *c, struct volume_record *r,
+void volume_info_make(struct volume_info *ret, struct catalog *c, struct volume_record *r,
                       const struct manifest *m) {
     *ret = (struct volume_info){
         .record = *r, .size_bytes = m->size_bytes, .depth = m->depth, .closed = m->closed};
     id_format(ret->id, &r->key, c->pool);
+    identity_remember(c, r);
     *r = (struct volume_record){0};
 }
 

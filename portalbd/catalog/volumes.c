@@ -93,6 +93,8 @@ static int put_new_record(struct creation *k, uint64_t newest, struct volume_rec
                           struct err *e) {
     uint64_t size = 0;
     int rc = creation_source(k, e);
+    if (rc == 0 && k->has_source && newest > 0) /* so that retries leave no trail of burnt ids */
+        rc = clone_source_check(k->c, &k->source, e);
     if (rc == 0)
         rc = round_size(MAX(k->req->size_bytes, k->source.size_bytes), k->req->limit_bytes, &size,
                         e);
