@@ -135,7 +135,6 @@ static void dead_makers(void *arg) {
     numbered_key(commit.key, snapshots, 1);
     struct pin_root root;
     assert_int_equal(pin_cut(f->env, f->store, &key_v, &early, &commit, &root, &e), -ERR_STALE);
-    CLEANUP_BUF struct buf body = {0};
     char key[KEY_MAX];
     numbered_key(key, snapshots, 2);
     assert_int_equal(objstore_put(f->store, key, view_of_str("late"), NULL, &e), -ERR_EXISTS);
