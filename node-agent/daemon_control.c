@@ -59,7 +59,7 @@ int daemon_control_health(struct env *env, const char *run_dir, const char *volu
     if (rc < 0)
         return rc;
     const char *health = json_string_value(json_object_get(q.result, "health"));
-    const char *why = json_string_value(json_object_get(q.result, "message"));
+    const char *why = json_string_value(json_object_get(q.result, "why"));
     *ret_healthy = health && strcmp(health, "ok") == 0;
     if (*ret_healthy)
         snprintf(text, text_size, "ok");

@@ -234,6 +234,8 @@ class OnFiles(Base):
                     "conv=fsync", check=False)
         self.assertIn("error", result)
         wait_for(lambda: one.call("GetVolumeHealth", volume_id=volume).abnormal, "abnormal health")
+        message = one.call("GetVolumeHealth", volume_id=volume).message
+        self.assertRegex(message, "^fenced: .*[a-z]{3}")
         one.detach(volume)
         sh("dd", "if=/dev/urandom", f"of={new}", "bs=4k", "count=8", "oflag=direct", "conv=fsync")
         self.assertFalse(two.call("GetVolumeHealth", volume_id=volume).abnormal)
