@@ -2,16 +2,30 @@
 #include "portalbd/daemon/pool.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/mem.h"
 #include "portalbd/catalog/pool_file.h"
 
 const char *const pool_addressing_names[] = {"auto", "path", "virtual", NULL};
 
-static int open_store(struct loop *loop, const struct objstore_config *config, const char *name,
+static int make_folder(const char *store_url, struct err *e) {
+    struct objstore_url url;
+    int rc = objstore_url_parse(store_url, &url, e);
+    if (rc < 0 || url.scheme != OBJ_SCHEME_FILE)
+        return rc;
+    if (mkdir(url.path, 0700) < 0 && errno != EEXIST)
+        return err_from_errno(e, errno, "folder %s", url.path);
+    return 0;
+}
+
+static int open_store(struct loop *loop, const struct objstore_config *config, bool make,
                       struct pool *ret, struct err *e) {
     struct objstore *store;
-    int rc = objstore_open(loop, config, &store, e);
+    const char *name = config->pool;
+    int rc = make ? make_folder(config->url, e) : 0;
+    if (rc == 0)
+        rc = objstore_open(loop, config, &store, e);
     if (rc < 0)
         return err_wrap(e, "pool %s", name);
     *ret = (struct pool){.store = store};
@@ -53,7 +67,8 @@ static int find_in_file(const struct pool_file *file, const char *path, const ch
 }
 
 static int open_from_file(struct loop *loop, const char *path, const char *name,
-                          struct objstore_config *config, struct pool *ret, struct err *e) {
+                          struct objstore_config *config, bool make, struct pool *ret,
+                          struct err *e) {
     struct pool_file file = {0};
     const struct pool_config *p;
     int rc = pool_file_read(path, &file, e);
@@ -75,16 +90,19 @@ static int open_from_file(struct loop *loop, const char *path, const char *name,
         config->addressing = (enum objstore_addressing)addressing_of(p->addressing);
         config->ca_file = given(p->ca_file);
         config->pool = p->name;
-        rc = open_store(loop, config, p->name, ret, e);
+        rc = open_store(loop, config, make, ret, e);
     }
     pool_file_release(&file);
     return rc;
 }
 
-int pool_open(struct loop *loop, const struct pool_options *options, const char *wanted,
-              uint64_t give_up_us, struct metrics *metrics, struct pool *ret, struct err *e) {
-    struct objstore_config config = {.give_up_us = give_up_us, .metrics = metrics};
-    const char *name = options->pool ? options->pool : wanted;
+int pool_open(struct loop *loop, const struct pool_options *options, const struct pool_how *how,
+              struct pool *ret, struct err *e) {
+    struct objstore_config config = {.give_up_us = how->give_up_us,
+                                     .metrics = how->metrics,
+                                     .on_trouble = how->on_trouble,
+                                     .on_trouble_arg = how->arg};
+    const char *wanted = how->wanted, *name = options->pool ? options->pool : wanted;
     int rc = name ? check_name(name, e) : 0;
     if (rc < 0)
         return rc;
@@ -92,14 +110,14 @@ int pool_open(struct loop *loop, const struct pool_options *options, const char 
         return err_set(e, -ERR_INVALID, "the volume is of pool '%s', not of '%s'", wanted,
                        options->pool);
     if (!options->store)
-        return open_from_file(loop, options->pools, name, &config, ret, e);
+        return open_from_file(loop, options->pools, name, &config, how->make_folder, ret, e);
     config.url = options->store;
     config.endpoint = options->endpoint;
     config.region = options->region;
     config.addressing = (enum objstore_addressing)options->addressing;
     config.ca_file = options->ca_file;
     config.pool = name ? name : POOL_NAME_DEFAULT;
-    return open_store(loop, &config, config.pool, ret, e);
+    return open_store(loop, &config, how->make_folder, ret, e);
 }
 
 void pool_close(struct pool *p) {

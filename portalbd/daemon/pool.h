@@ -62,9 +62,17 @@ struct pool {
     struct catalog catalog;
 };
 
-/* wanted: the pool's name out of a volume id, or NULL. give_up_us: 0 is never. metrics may be NULL.
- * Blocks on files; owner thread of the loop. -ERR_CONFIG, -ERR_NOT_FOUND, -ERR_INVALID with a
+struct pool_how {
+    const char *wanted;      /* the pool's name out of a volume id, or NULL */
+    uint64_t give_up_us;     /* 0: never */
+    bool make_folder;        /* of a file:// store, when it is not there */
+    struct metrics *metrics; /* may be NULL */
+    void (*on_trouble)(void *arg, const struct err *why); /* as in objstore/retry.h; may be NULL */
+    void *arg;
+};
+
+/* Blocks on files; owner thread of the loop. -ERR_CONFIG, -ERR_NOT_FOUND, -ERR_INVALID with a
  * sentence that says what to do. */
-int pool_open(struct loop *loop, const struct pool_options *options, const char *wanted,
-              uint64_t give_up_us, struct metrics *metrics, struct pool *ret, struct err *e);
+int pool_open(struct loop *loop, const struct pool_options *options, const struct pool_how *how,
+              struct pool *ret, struct err *e);
 void pool_close(struct pool *p);

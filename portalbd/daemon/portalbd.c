@@ -206,13 +206,25 @@ static int start_serve(struct daemon *d, struct err *e) {
     return rc;
 }
 
+static void on_trouble(void *arg, const struct err *why) {
+    struct daemon *d = arg;
+    if (why)
+        log_warn("the store does not answer, trying again", LOG_STR("pool", d->pool.name),
+                 LOG_ERR(why));
+    else
+        log_info("the store answers again", LOG_STR("pool", d->pool.name));
+}
+
 static int open_pool(struct daemon *d, struct err *e) {
     struct parsed_id id;
     bool named = d->command == COMMAND_ATTACH;
     int rc = named ? id_parse(&id, d->config.volume, e) : 0;
+    struct pool_how how = {.wanted = named ? id.pool : NULL,
+                           .metrics = d->metrics,
+                           .on_trouble = on_trouble,
+                           .arg = d};
     if (rc == 0)
-        rc =
-            pool_open(d->loop, &d->config.pool, named ? id.pool : NULL, 0, d->metrics, &d->pool, e);
+        rc = pool_open(d->loop, &d->config.pool, &how, &d->pool, e);
     if (rc == 0 && !named) /* what is attached was made by somebody who looked */
         rc = catalog_pool_check(&d->pool.catalog, &(struct pool_create){0},
                                 &(struct pool_record){0}, e);

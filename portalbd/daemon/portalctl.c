@@ -163,6 +163,8 @@ struct ctl {
     char **argv;
     struct loop *loop;
     struct env *env;
+    struct fiber *fiber;
+    struct err refused; /* by the store, in a way that waiting does not heal */
     struct pool pool;
     struct catalog *catalog; /* of pool */
     json_t *result;          /* an object, or an array of them */
@@ -300,10 +302,23 @@ static bool is_id(const char *text, enum id_kind kind) {
     return id_parse(&id, text, NULL) == 0 && id.kind == kind;
 }
 
+/* A daemon waits for such a store; a person wants to know. */
+static void on_trouble(void *arg, const struct err *why) {
+    struct ctl *c = arg;
+    if (!why || (why->code != -ERR_NO_BUCKET && why->code != -ERR_DENIED))
+        return;
+    c->refused = *why;
+    fiber_cancel(c->fiber);
+}
+
 static int need_pool(struct ctl *c, struct err *e) {
     if (c->catalog)
         return 0;
-    int rc = pool_open(c->loop, &c->config.pool, NULL, c->config.timeout_us, NULL, &c->pool, e);
+    struct pool_how how = {.give_up_us = c->config.timeout_us,
+                           .make_folder = c->command == POOL_CREATE,
+                           .on_trouble = on_trouble,
+                           .arg = c};
+    int rc = pool_open(c->loop, &c->config.pool, &how, &c->pool, e);
     if (rc < 0)
         return rc;
     c->catalog = &c->pool.catalog;
@@ -751,6 +766,8 @@ static int (*const handlers[])(struct ctl *c, struct err *e) = {
 static void command_fiber(void *arg) {
     struct ctl *c = arg;
     c->rc = handlers[c->command](c, &c->e);
+    if (c->rc < 0 && c->refused.code)
+        c->rc = err_copy(&c->e, &c->refused);
     pool_close(&c->pool);
     loop_stop(c->loop);
 }
@@ -766,7 +783,7 @@ int main(int argc, char **argv) {
     c.argv = args.argv; /* like argv, NULL at its end */
     c.loop = loop_new(2);
     c.env = loop_env(c.loop);
-    fiber_start(c.env, command_fiber, &c);
+    c.fiber = fiber_start(c.env, command_fiber, &c);
     loop_run(c.loop);
     loop_free(c.loop);
     print_result(&c);
