@@ -97,24 +97,30 @@ static size_t volume_prefix_len(const char *key) {
 }
 
 /* The newest manifest of the volume that has this prefix: the first one in the order of keys. */
-static bool newest_manifest(struct audit *a, const char *prefix, size_t prefix_len,
+static bool newest_manifest(struct sim *s, const char *prefix, size_t prefix_len,
                             struct manifest *ret) {
     char folder[KEY_MAX];
     snprintf(folder, sizeof folder, "%.*smanifest/", (int)prefix_len, prefix);
-    size_t i = sim_bucket_lower_bound(a->sim->bucket, folder);
-    if (i == sim_bucket_count(a->sim->bucket))
+    size_t i = sim_bucket_lower_bound(s->bucket, folder);
+    if (i == sim_bucket_count(s->bucket))
         return false;
     const char *key;
     struct view body;
-    sim_bucket_at(a->sim->bucket, i, &key, &body);
+    sim_bucket_at(s->bucket, i, &key, &body);
     uint64_t n;
     if (strncmp(key, folder, strlen(folder)) != 0 || key_parse_numbered(key, &n) < 0)
         return false;
     struct err e = {0};
     if (manifest_decode(ret, n, body, &e) == 0)
         return true;
-    sim_fail(a->sim, "%s does not decode: %s", key, e.text);
+    sim_fail(s, "%s does not decode: %s", key, e.text);
     return false;
+}
+
+bool audit_newest_manifest(struct sim *s, const struct volume_key *v, struct manifest *ret) {
+    char prefix[KEY_MAX];
+    key_volume_prefix(prefix, v);
+    return newest_manifest(s, prefix, strlen(prefix), ret);
 }
 
 static struct sim_volume *volume_of(struct sim *s, const char *prefix, size_t prefix_len) {
@@ -204,7 +210,7 @@ static void collect_needs(struct audit *a) {
             last = key;
             last_prefix = prefix;
             struct manifest m;
-            if (newest_manifest(a, key, prefix, &m)) {
+            if (newest_manifest(a->sim, key, prefix, &m)) {
                 struct sim_volume *v = volume_of(a->sim, key, prefix);
                 if (v && m.deleted != (v->state == DEAD))
                     sim_fail(a->sim, "volume %s: its manifest says %s", v->name,
@@ -240,7 +246,7 @@ static void look_at_rest(struct audit *a) {
             continue;
         }
         struct manifest m;
-        if (!newest_manifest(a, key, volume_prefix_len(key), &m)) {
+        if (!newest_manifest(s, key, volume_prefix_len(key), &m)) {
             sim_fail(s, "%s is in no volume", key);
             continue;
         }

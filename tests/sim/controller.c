@@ -107,14 +107,41 @@ static int run_publish(struct task *t, struct err *e) {
     return 0;
 }
 
+static bool is_opening(struct sim *s, const struct sim_volume *vol) {
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (d->vol == vol && daemon_is_writer(d) && d->state == DAEMON_OPENING)
+            return true;
+    }
+    return false;
+}
+
+/* When nobody else opened or published meanwhile, nobody may be able to write now. */
+static void check_unpublished(struct sim *s, const struct sim_volume *vol) {
+    struct manifest m;
+    if (!audit_newest_manifest(s, &vol->key, &m))
+        return;
+    if (!m.closed && !m.deleted)
+        sim_fail(s, "%s was unpublished, but its newest manifest %" PRIu64 " is not closed",
+                 vol->name, m.number);
+    manifest_release(&m);
+}
+
 static int run_unpublish(struct task *t, struct err *e) {
+    struct sim *s = t->controller->sim;
+    struct sim_volume *vol = t->vol;
     char node[16];
     node_name(node, sizeof node, t->node);
-    int rc = catalog_volume_unpublish(&t->controller->catalog, t->vol->id,
+    unsigned opens = vol->opens_begun, tasks = vol->tasks_begun;
+    bool alone = vol->published && vol->busy == 1 && !is_opening(s, vol);
+    int rc = catalog_volume_unpublish(&t->controller->catalog, vol->id,
                                       t->node < NODES ? node : NULL, e);
-    if (rc == 0 && !t->controller->dead && t->node == NODES)
-        t->vol->published = false;
-    return rc;
+    if (rc < 0 || t->controller->dead || t->node < NODES)
+        return rc;
+    vol->published = false;
+    if (alone && opens == vol->opens_begun && tasks == vol->tasks_begun && vol->state == LIVE)
+        check_unpublished(s, vol);
+    return 0;
 }
 
 static int run_expand(struct task *t, struct err *e) {
@@ -427,8 +454,10 @@ void controller_submit(struct controller *c, const struct task *t) {
     struct task *copy = NEW(struct task);
     *copy = *t;
     copy->controller = c;
-    if (t->vol)
+    if (t->vol) {
         t->vol->busy++;
+        t->vol->tasks_begun++;
+    }
     if (t->kind == TASK_SNAPSHOT && ++t->snap->makers > 1)
         scenarios_note(c->sim, S7_TWO_MAKERS);
     c->tasks++;

@@ -198,6 +198,7 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
 
 struct daemon *daemon_start(struct sim *s, struct sim_volume *vol, uint64_t publish_epoch) {
     struct daemon *d = start(s, vol, NULL, publish_epoch);
+    vol->opens_begun++;
     scenarios_opening(s, d);
     return d;
 }

@@ -12,7 +12,7 @@
 enum {
     VOLUMES_LIVE_MAX = 4,
     SNAPS_LIVE_MAX = 6,
-    WRITERS_MAX = 3, /* daemons that have one volume open, or try to */
+    WRITERS_MAX = 4, /* daemons that have one volume open, or try to */
     READERS_MAX = 2,
     TASKS_MAX = 3,
     CRASHES_MIN = 3,
@@ -160,6 +160,13 @@ static void act_start(struct sim *s) {
         start_writer(s, vol);
 }
 
+/* Several at once, against one that may be writing. */
+static void act_rush(struct sim *s) {
+    struct sim_volume *vol = pick_volume(s);
+    for (unsigned n = (unsigned)sim_between(world(s), 2, 3); vol && n > 0; n--)
+        start_writer(s, vol);
+}
+
 static void act_kill(struct sim *s) {
     struct daemon *d = pick_daemon(s, NULL);
     if (d)
@@ -182,6 +189,41 @@ static void put_to_sleep(struct sim *s, struct sim_proc *p) {
     uint64_t us = draw_sleep_us(s);
     sim_trace(world(s), p->name, "falls asleep for %llu us", (unsigned long long)us);
     sim_proc_sleep(p, us);
+}
+
+/* --- the sore spot --- */
+
+static const struct sore_spot spots[] = {
+    {.verb = OBJ_LIST, .part = "/manifest/"}, {.verb = OBJ_GET, .part = "/manifest/"},
+    {.verb = OBJ_PUT, .part = "/manifest/"},  {.verb = OBJ_LIST, .part = "/log/"},
+    {.verb = OBJ_PUT, .part = "/log/"},       {.verb = OBJ_PUT, .part = "/map/"},
+    {.verb = OBJ_PUT, .part = ".claim"},      {.verb = OBJ_PUT, .part = ".root"},
+    {.verb = OBJ_LIST, .part = "/pins/"},     {.verb = OBJ_LIST, .part = "snapshots/"},
+    {.verb = OBJ_PUT, .part = "snapshots/"},  {.verb = OBJ_PUT, .part = "records/"},
+    {.verb = OBJ_LIST, .part = "records/"},   {.verb = OBJ_DELETE, .part = "volumes/"},
+    {.verb = OBJ_GET, .part = "/pins/"},      {.verb = OBJ_GET, .part = "snapshots/"},
+};
+
+static void on_submit(void *arg, struct sim_proc *p, enum obj_verb verb, const char *key) {
+    struct sim *s = arg;
+    if (s->stopping || verb != s->spot.verb || !strstr(key, s->spot.part) ||
+        !sim_chance(world(s), s->spot.per_mille))
+        return;
+    s->totals.sleeps++;
+    scenarios_at_sleep(s, p);
+    uint64_t us = sim_skewed(world(s), 1000, s->spot.sleep_us_max);
+    sim_trace(world(s), p->name, "falls asleep at its sore spot for %llu us",
+              (unsigned long long)us);
+    sim_proc_sleep(p, us);
+}
+
+void director_draw_spot(struct sim *s) {
+    if (sim_chance(world(s), 400))
+        return;
+    s->spot = spots[sim_below(world(s), ARRAY_LEN(spots))];
+    s->spot.per_mille = (unsigned)sim_skewed(world(s), 10, 400);
+    s->spot.sleep_us_max = sim_chance(world(s), 600) ? 3000000 : 2 * SWEEP_INTERVAL_US;
+    sim_bucket_set_submit_hook(s->bucket, on_submit, s);
 }
 
 static void act_sleep(struct sim *s) {
@@ -318,7 +360,12 @@ static void act_retry(struct sim *s) {
 /* Long enough for the sweeper to see a pin twice. */
 static void act_time_passes(struct sim *s) {
     s->quiet = true;
-    pause_for(s, sim_between(world(s), 1, 12) * 60 * 1000000);
+    for (uint64_t minutes = sim_between(world(s), 1, 25); minutes > 0; minutes--) {
+        if (!pause_for(s, 60 * 1000000))
+            return;
+        if (sim_chance(world(s), 300))
+            act_background(s);
+    }
     s->quiet = false;
 }
 
@@ -327,7 +374,8 @@ static void act(struct sim *s) {
         unsigned weight;
         void (*fn)(struct sim *s);
     } actions[] = {
-        {180, act_start},
+        {150, act_start},
+        {30, act_rush},
         {110, act_kill},
         {40, act_kill_controller},
         {90, act_sleep},
@@ -345,7 +393,7 @@ static void act(struct sim *s) {
         {60, act_retry},
         {30, act_list},
         {8, act_blackout},
-        {2, act_time_passes},
+        {4, act_time_passes},
     };
     uint64_t total = 0;
     for (size_t i = 0; i < ARRAY_LEN(actions); i++)

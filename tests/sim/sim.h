@@ -118,8 +118,18 @@ struct sim_volume {
     uint64_t publish_epoch; /* of the last publish that succeeded */
     unsigned kills_in_open; /* in a row */
     unsigned busy;          /* lifecycle tasks under way */
+    unsigned tasks_begun;   /* lifecycle tasks so far */
+    unsigned opens_begun;   /* daemons that were started so far */
     unsigned snaps, clones; /* made of it that may live */
-    bool unfetched;         /* a task died that may have changed its publication */
+};
+
+/* A step at which processes of this run like to fall asleep: right after they asked the store for
+ * this. */
+struct sore_spot {
+    enum obj_verb verb;
+    const char *part; /* of the key; NULL: there is no such step */
+    unsigned per_mille;
+    uint64_t sleep_us_max;
 };
 
 struct sim {
@@ -127,6 +137,7 @@ struct sim {
     struct sim_world world;
     struct sim_bucket *bucket;
     struct sim_faults calm, storm;
+    struct sore_spot spot;
     struct checker checker;
     struct sim_totals totals;
     struct sim_proc director;
@@ -240,9 +251,11 @@ void controller_kill(struct controller *c);
 void controller_submit(struct controller *c, const struct task *t);
 
 /* --- audit.c --- */
+bool audit_newest_manifest(struct sim *s, const struct volume_key *v, struct manifest *ret);
 void audit_bucket(struct sim *s);
 
 /* --- director.c --- */
+void director_draw_spot(struct sim *s);
 /* fiber of sim->director: the disturbed part of a run. */
 void director_run(struct sim *s);
 /* fiber of sim->director: everything comes to rest, is read once more, and swept. */

@@ -40,6 +40,8 @@ struct sim_bucket {
     uint64_t pin_changes;
     void (*observer)(void *arg, const struct sim_effect *effect);
     void *observer_arg;
+    void (*hook)(void *arg, struct sim_proc *p, enum obj_verb verb, const char *key);
+    void *hook_arg;
 };
 
 struct handle {
@@ -459,6 +461,8 @@ static void op_submit(struct objstore *store, struct obj_request *req) {
     b->stats.requests[req->verb]++;
     sim_trace(b->world, h->name, "%s %s ...", obj_verb_name(req->verb),
               req->verb == OBJ_DELETE ? req->keys[0] : req->key);
+    if (b->hook)
+        b->hook(b->hook_arg, h->proc, req->verb, req->verb == OBJ_DELETE ? req->keys[0] : req->key);
     draw(o);
 }
 
@@ -551,4 +555,12 @@ void sim_bucket_set_observer(struct sim_bucket *b,
                              void (*fn)(void *arg, const struct sim_effect *effect), void *arg) {
     b->observer = fn;
     b->observer_arg = arg;
+}
+
+void sim_bucket_set_submit_hook(struct sim_bucket *b,
+                                void (*fn)(void *arg, struct sim_proc *p, enum obj_verb verb,
+                                           const char *key),
+                                void *arg) {
+    b->hook = fn;
+    b->hook_arg = arg;
 }

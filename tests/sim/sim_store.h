@@ -45,6 +45,12 @@ void sim_bucket_set_faults(struct sim_bucket *b, const struct sim_faults *faults
 void sim_bucket_set_observer(struct sim_bucket *b,
                              void (*fn)(void *arg, const struct sim_effect *effect), void *arg);
 
+/* Called in every submit of a process that lives, before anything is drawn. */
+void sim_bucket_set_submit_hook(struct sim_bucket *b,
+                                void (*fn)(void *arg, struct sim_proc *p, enum obj_verb verb,
+                                           const char *key),
+                                void *arg);
+
 /* A handle for a process; `name` is for traces. */
 struct objstore *sim_store_open(struct sim_bucket *b, struct sim_proc *p, const char *name);
 /* The process dies: what it asked for may still happen, at any later time, and is answered with
