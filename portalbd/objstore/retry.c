@@ -31,6 +31,7 @@ enum {
     PAUSE_US_MAX = 10 * 1000 * 1000,
     REFUSED_PAUSE_US_MAX = 60 * 1000 * 1000,
     DOUBLINGS_MAX = 30,
+    REFUSALS_MAX = 3, /* with give_up_us: the first may be a key that has just been exchanged */
 };
 
 struct retry_store {
@@ -79,6 +80,11 @@ static bool is_final(int rc) {
     }
 }
 
+/* Somebody has to change a setting before it gets better. */
+static bool is_refusal(int rc) {
+    return rc == -ERR_DENIED || rc == -ERR_NO_BUCKET || rc == -ERR_CONFIG;
+}
+
 static void end(struct retry_call *c) {
     struct retry_store *l = c->layer;
     struct obj_request *above = c->above;
@@ -110,9 +116,7 @@ static void note_failure(struct retry_store *l, const struct err *why) {
 /* Half of it fixed, half of it random, so that a crowd of requests spreads. */
 static uint64_t pause_us(struct retry_call *c) {
     const struct retry_options *o = &c->layer->options;
-    int rc = c->child.rc;
-    bool refused = rc == -ERR_DENIED || rc == -ERR_NO_BUCKET || rc == -ERR_CONFIG;
-    uint64_t cap = refused ? o->refused_pause_us_max : o->pause_us_max;
+    uint64_t cap = is_refusal(c->child.rc) ? o->refused_pause_us_max : o->pause_us_max;
     uint64_t full = MIN(o->pause_us_min << MIN(c->failures, (unsigned)DOUBLINGS_MAX), cap);
     uint64_t pause = full / 2 + env_random_u64(c->layer->store.env) % (full / 2 + 1);
     return MAX(pause, MIN(c->child.retry_after_us, (uint64_t)RETRY_AFTER_US_MAX));
@@ -231,6 +235,11 @@ static void on_child_done(struct obj_request *child) {
         if (child->rc != -ERR_CANCELLED && child->rc != -ERR_EXISTS)
             take_failure(c);
         end_late(c);
+    } else if (is_refusal(child->rc) && c->layer->options.give_up_us > 0 &&
+               c->failures + 1 >= REFUSALS_MAX) {
+        take_failure(c);
+        count(&c->layer->state.gave_up_total);
+        end(c);
     } else if (final) {
         start(c, SETTLING);
     } else {

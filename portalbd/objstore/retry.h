@@ -5,7 +5,8 @@
  * 429, also a missing bucket and refused credentials) is tried again for ever, with capped,
  * jittered, exponential pauses that honour what the store asks for. With give_up_us (command line,
  * calls with a deadline) a request instead ends with its last error, or -ERR_TIMEOUT if there was
- * none. */
+ * none; and at once, after a few attempts, when the store refuses it (-ERR_DENIED, -ERR_NO_BUCKET,
+ * -ERR_CONFIG): whoever waits for the answer is the one who can mend that. */
 #pragma once
 
 #include "portalbd/objstore/objstore.h"
@@ -35,7 +36,7 @@ struct retry_state {
     uint64_t settled_mine_total;   /* refused PUTs that turned out to be our own */
     uint64_t settled_others_total; /* ... somebody else's */
     uint64_t settled_gone_total;   /* ... gone when read back */
-    uint64_t gave_up_total;        /* requests ended by give_up_us */
+    uint64_t gave_up_total;        /* requests ended by give_up_us, or refused */
     size_t waiting;                /* requests that pause now */
 };
 /* Borrowed while the layer lives. Owner thread; the numbers also from others, atomically. */

@@ -241,12 +241,31 @@ static void reopen_giving_up(struct fixture *f) {
 static void test_gives_up_with_the_last_error(void **state) {
     struct fixture *f = *state;
     reopen_giving_up(f);
-    objstore_fault_add(f->fault, &(struct fault_rule){.kind = FAULT_FAIL, .code = -ERR_NO_BUCKET});
+    objstore_fault_add(f->fault, &(struct fault_rule){.kind = FAULT_FAIL});
     uint64_t start = f->v.now_us;
     virtual_env_call(&f->v, put_hello, f);
-    assert_int_equal(f->rc, -ERR_NO_BUCKET);
+    assert_int_equal(f->rc, -ERR_TRANSIENT);
     assert_int_equal(f->ended_us - start, 5000000);
     assert_non_null(strstr(f->err.text, "gave up after"));
+}
+
+static void test_gives_up_at_once_when_refused(void **state) {
+    struct fixture *f = *state;
+    const int codes[] = {-ERR_DENIED, -ERR_NO_BUCKET, -ERR_CONFIG};
+    for (size_t i = 0; i < ARRAY_LEN(codes); i++) {
+        reopen_giving_up(f);
+        objstore_fault_add(f->fault, &(struct fault_rule){.kind = FAULT_FAIL, .code = codes[i]});
+        uint64_t start = f->v.now_us;
+        virtual_env_call(&f->v, put_hello, f);
+        assert_int_equal(f->rc, codes[i]);
+        assert_true(f->ended_us - start < 500000);
+        assert_int_equal(objstore_fault_requests(f->fault), 3);
+    }
+    reopen_giving_up(f); /* but not at the first time */
+    objstore_fault_add(f->fault,
+                       &(struct fault_rule){.kind = FAULT_FAIL, .code = -ERR_DENIED, .times = 2});
+    virtual_env_call(&f->v, put_hello, f);
+    assert_int_equal(f->rc, 0);
 }
 
 static void test_gives_up_on_a_store_that_hangs(void **state) {
@@ -314,6 +333,7 @@ int main(void) {
         TEST(test_cancel_while_it_hangs),
         TEST(test_cancelled_fiber_sends_nothing),
         TEST(test_gives_up_with_the_last_error),
+        TEST(test_gives_up_at_once_when_refused),
         TEST(test_gives_up_on_a_store_that_hangs),
         TEST(test_fault_sweep),
     };
