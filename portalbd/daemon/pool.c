@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "common/log.h"
 #include "common/mem.h"
 #include "portalbd/catalog/pool_file.h"
 
@@ -120,8 +121,20 @@ int pool_open(struct loop *loop, const struct pool_options *options, const struc
     return open_store(loop, &config, how->make_folder, ret, e);
 }
 
+/* Requests cost money: what this program sent is worth a line. */
+static void log_requests(const struct pool *p) {
+    const struct objstore_stats *st = objstore_open_stats(p->store);
+    log_info("store closed", LOG_STR("pool", p->name),
+             LOG_U64("gets", objstore_stats_requests(st, OBJ_GET)),
+             LOG_U64("puts", objstore_stats_requests(st, OBJ_PUT)),
+             LOG_U64("lists", objstore_stats_requests(st, OBJ_LIST)),
+             LOG_U64("deletes", objstore_stats_requests(st, OBJ_DELETE)));
+}
+
 void pool_close(struct pool *p) {
-    if (p->store)
+    if (p->store) {
+        log_requests(p);
         objstore_close(p->store);
+    }
     p->store = NULL;
 }
