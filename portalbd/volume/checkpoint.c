@@ -294,7 +294,7 @@ int volume_close(struct volume *v, struct err *e) {
     if (rc == 0)
         rc = put_closed(v, e);
     if (rc == 0)
-        log_info("volume closed", LOG_STR("volume", v->config.key.text),
-                 LOG_U64("manifest", v->manifest.number));
+        log_debug("closed manifest stored", LOG_STR("volume", v->config.key.text),
+                  LOG_U64("manifest", v->manifest.number));
     return rc;
 }

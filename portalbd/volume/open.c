@@ -149,9 +149,10 @@ int volume_open(const struct volume_config *config, struct volume **ret, struct 
         discard(v);
         return err_wrap(e, "volume %s: open", config->key.text);
     }
-    log_info("volume open", LOG_STR("volume", v->config.key.text),
-             LOG_U64("epoch", v->manifest.epoch), LOG_U64("segments_replayed", v->backlog_segments),
-             LOG_U64("runs", v->run_count), LOG_U64("next_seq", v->next_seq));
+    log_debug("log replayed", LOG_STR("volume", v->config.key.text),
+              LOG_U64("epoch", v->manifest.epoch),
+              LOG_U64("segments_replayed", v->backlog_segments), LOG_U64("runs", v->run_count),
+              LOG_U64("next_seq", v->next_seq));
     *ret = v;
     return 0;
 }
