@@ -234,6 +234,9 @@ $(FUZZERS) $(BUILD)/fuzz/canary: $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%
 REPLAYS   := $(FUZZ_NAMES:%=$(BUILD)/tests/fuzz/%)
 $(REPLAYS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/obj/tests/fuzz/replay.o $(SUPPORT_LIB) $(CORE_LIBS)
 	$(link)
+RPC_FUZZERS := $(filter $(BUILD)/fuzz/rpc_% $(BUILD)/tests/fuzz/rpc_%,$(FUZZERS) $(REPLAYS))
+$(RPC_FUZZERS): $(BUILD)/lib/csi_rpc.a $(GEN_LIB)
+$(patsubst %,$(BUILD)/obj/tests/fuzz/fuzz_%.o,$(filter rpc_%,$(FUZZ_NAMES))): | $(GEN_SRCS)
 REPLAY_RUNS := $(foreach r,$(REPLAYS),"$(r) tests/fuzz/corpus/$(notdir $(r))")
 .PHONY: fuzz fuzz-run replays
 replays: $(REPLAYS)

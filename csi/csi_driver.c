@@ -163,6 +163,7 @@ static int start(struct driver *d, struct err *e) {
                                                         .hooks = rpc_log_hooks});
     d->identity = (struct identity){.version = PORTALBD_VERSION};
     rpc_server_add_csi_identity(d->rpc, &identity_ops, &d->identity);
+    rpc_server_mark_quick(d->rpc, &csi__v1__identity__descriptor);
     if (has_controller(d))
         start_controller(d);
     int rc = has_node(d) ? start_node(d, e) : 0;

@@ -123,6 +123,10 @@ void rpc_server_add(struct rpc_server *s, const ProtobufCServiceDescriptor *serv
                     const struct rpc_method *methods, size_t count, const void *ops, void *user);
 const void *rpc_call_ops(const struct rpc_call *call);
 
+/* The handlers of this service, added before, never block: they get a worker of their own, so that
+ * they are answered while all others are busy (health checks). */
+void rpc_server_mark_quick(struct rpc_server *s, const ProtobufCServiceDescriptor *service);
+
 /* --- client ------------------------------------------------------------------------------------
  */
 

@@ -35,8 +35,16 @@ struct rpc_tag {
     struct rpc_call *call;
 };
 
+/* Calls that wait for a worker. */
+struct rpc_queue {
+    struct rpc_call *head;
+    struct rpc_call *tail;
+    unsigned count;
+};
+
 struct rpc_method_entry {
     char path[PATH_MAX_RPC];
+    bool quick; /* has a worker of its own */
     const ProtobufCMethodDescriptor *descriptor;
     rpc_handler_fn *handler; /* NULL: UNIMPLEMENTED */
     const void *ops;         /* borrowed */
@@ -53,15 +61,13 @@ struct rpc_method_entry {
 struct rpc_server {
     struct { /* guarded by the mutex */
         pthread_mutex_t mutex;
-        pthread_cond_t work;   /* a call is queued, or workers_exit */
-        pthread_cond_t idle;   /* live or core_stopped changed */
-        struct rpc_call *head; /* calls that wait for a worker */
-        struct rpc_call *tail;
-        unsigned queued;
-        unsigned live; /* calls that exist, the armed ones included */
-        unsigned workers_live;
-        bool stopping;     /* no more calls are armed */
-        bool core_stopped; /* core says that all calls have ended */
+        pthread_cond_t work;    /* a call is queued, or workers_exit */
+        pthread_cond_t idle;    /* live or core_stopped changed */
+        struct rpc_queue queue; /* for the workers */
+        struct rpc_queue quick; /* for the one of the quick calls */
+        unsigned live;          /* calls that exist, the armed ones included */
+        bool stopping;          /* no more calls are armed */
+        bool core_stopped;      /* core says that all calls have ended */
         bool workers_exit;
     } shared;
 
@@ -79,6 +85,7 @@ struct rpc_server {
     struct rpc_listener listener;
     pthread_t poller;
     pthread_t *workers;
+    pthread_t quick_worker;
 
     struct metrics_group **metrics; /* one a method, then the server's own; owned */
     struct metrics_gauge in_flight;

@@ -1,7 +1,9 @@
 /* The server: one poller, N workers behind a bounded queue, a listener of our own.
  *
  * Threads: `rpc-listen` accepts connections; `rpc-poll` takes completions out of core's queue and
- * never blocks; `rpc-work` N times run handlers. Core has a few threads of its own.
+ * never blocks; `rpc-work` N times run handlers; `rpc-quick` runs those that never block, so that
+ * a question for the program's health does not wait behind handlers that all wait for a store. Core
+ * has a few threads of its own.
  *
  * The order of the stop is the one that core allows: listener closed; shutdown_and_notify (core
  * tells clients to go away and fails the armed requests); wait for calls, for a while; cancel them;
@@ -71,6 +73,18 @@ void rpc_server_add(struct rpc_server *s, const ProtobufCServiceDescriptor *serv
     }
 }
 
+void rpc_server_mark_quick(struct rpc_server *s, const ProtobufCServiceDescriptor *service) {
+    CHECK(!s->started);
+    bool found = false;
+    for (size_t i = 0; i < s->method_count; i++) {
+        struct rpc_method_entry *m = &s->methods[i];
+        size_t len = strlen(service->name);
+        if (strncmp(m->path + 1, service->name, len) == 0 && m->path[1 + len] == '/')
+            m->quick = found = true;
+    }
+    CHECK(found);
+}
+
 static void register_metrics(struct rpc_server *s) {
     s->metrics = xcalloc(s->method_count + 1, sizeof *s->metrics);
     for (size_t i = 0; i < s->method_count; i++) {
@@ -96,44 +110,66 @@ static void register_metrics(struct rpc_server *s) {
 /* --- the queue of calls -------------------------------------------------------------------------
  */
 
+static void queue_push(struct rpc_queue *q, struct rpc_call *call) {
+    call->queue_next = NULL;
+    if (q->tail)
+        q->tail->queue_next = call;
+    else
+        q->head = call;
+    q->tail = call;
+    q->count++;
+}
+
+static struct rpc_call *queue_pop(struct rpc_queue *q) {
+    struct rpc_call *call = q->head;
+    if (!call)
+        return NULL;
+    q->head = call->queue_next;
+    if (!q->head)
+        q->tail = NULL;
+    q->count--;
+    return call;
+}
+
 bool rpc_server_queue(struct rpc_server *s, struct rpc_call *call) {
+    struct rpc_queue *q = call->method->quick ? &s->shared.quick : &s->shared.queue;
     pthread_mutex_lock(&s->shared.mutex);
-    bool room = s->shared.queued < s->config.queue_max;
+    bool room = q->count < s->config.queue_max;
     if (room) {
-        call->queue_next = NULL;
-        if (s->shared.tail)
-            s->shared.tail->queue_next = call;
-        else
-            s->shared.head = call;
-        s->shared.tail = call;
-        s->shared.queued++;
-        pthread_cond_signal(&s->shared.work);
+        queue_push(q, call);
+        pthread_cond_broadcast(&s->shared.work); /* which of the workers, only they know */
     }
     pthread_mutex_unlock(&s->shared.mutex);
     return room;
 }
 
-/* The next call, or NULL when the worker is to exit: not before the queue is empty. */
-static struct rpc_call *next_call(struct rpc_server *s) {
+/* Runs calls of one queue until told to exit; not before the queue is empty. */
+static void run_calls(struct rpc_server *s, struct rpc_queue *q) {
     pthread_mutex_lock(&s->shared.mutex);
-    while (!s->shared.head && !s->shared.workers_exit)
-        pthread_cond_wait(&s->shared.work, &s->shared.mutex);
-    struct rpc_call *call = s->shared.head;
-    if (call) {
-        s->shared.head = call->queue_next;
-        if (!s->shared.head)
-            s->shared.tail = NULL;
-        s->shared.queued--;
+    for (;;) {
+        struct rpc_call *call = queue_pop(q);
+        if (call) {
+            pthread_mutex_unlock(&s->shared.mutex);
+            rpc_call_run(call);
+            pthread_mutex_lock(&s->shared.mutex);
+        } else if (s->shared.workers_exit) {
+            break;
+        } else {
+            pthread_cond_wait(&s->shared.work, &s->shared.mutex);
+        }
     }
     pthread_mutex_unlock(&s->shared.mutex);
-    return call;
 }
 
 static void *worker_main(void *arg) {
     struct rpc_server *s = arg;
-    struct rpc_call *call;
-    while ((call = next_call(s)) != NULL)
-        rpc_call_run(call);
+    run_calls(s, &s->shared.queue);
+    return NULL;
+}
+
+static void *quick_worker_main(void *arg) {
+    struct rpc_server *s = arg;
+    run_calls(s, &s->shared.quick);
     return NULL;
 }
 
@@ -241,6 +277,7 @@ int rpc_server_start(struct rpc_server *s, struct err *e) {
     s->workers = xcalloc(s->config.workers, sizeof *s->workers);
     for (unsigned i = 0; i < s->config.workers; i++)
         thread_start(&s->workers[i], "rpc-work", worker_main, s);
+    thread_start(&s->quick_worker, "rpc-quick", quick_worker_main, s);
     thread_start(&s->poller, "rpc-poll", poller_main, s);
     return 0;
 }
@@ -282,6 +319,7 @@ int rpc_server_stop(struct rpc_server *s, uint32_t grace_ms, uint32_t stuck_ms, 
     pthread_mutex_unlock(&s->shared.mutex);
     for (unsigned i = 0; i < s->config.workers; i++)
         CHECK(pthread_join(s->workers[i], NULL) == 0);
+    CHECK(pthread_join(s->quick_worker, NULL) == 0);
     grpc_completion_queue_shutdown(s->queue);
     CHECK(pthread_join(s->poller, NULL) == 0);
     stop_core(s);

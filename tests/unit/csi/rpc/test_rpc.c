@@ -240,6 +240,36 @@ static void test_stop_waits_for_calls(void **state) {
     rpc_client_free(c);
 }
 
+/* With every worker busy, and more calls waiting, a health check is still answered. */
+static void test_quick_calls_pass(void **state) {
+    (void)state;
+    struct fake fake = {0};
+    struct rpc_server *s =
+        rpc_server_new(&(struct rpc_server_config){.endpoint = socket_path, .workers = 1});
+    rpc_server_add_csi_identity(s, &identity, &fake);
+    rpc_server_add_csi_controller(s, &controller, &fake);
+    rpc_server_mark_quick(s, &csi__v1__identity__descriptor);
+    struct err e = {0};
+    assert_int_equal(rpc_server_start(s, &e), 0);
+    struct rpc_client *c = client_new();
+    pthread_t threads[8];
+    for (size_t i = 0; i < ARRAY_LEN(threads); i++)
+        pthread_create(&threads[i], NULL, sleeper, c);
+    while (atomic_load(&fake.running) < 1)
+        usleep(1000);
+    CLEANUP_ARENA struct arena arena;
+    arena_init(&arena, 1 << 20);
+    struct rpc_client_call how = {.client = c, .timeout_ms = 5000, .arena = &arena};
+    Csi__V1__GetPluginInfoRequest request = CSI__V1__GET_PLUGIN_INFO_REQUEST__INIT;
+    Csi__V1__GetPluginInfoResponse *response;
+    assert_int_equal(csi_identity_get_plugin_info(&how, &request, &response, &e), 0);
+    assert_int_equal(atomic_load(&fake.running), 1); /* the others still wait */
+    for (size_t i = 0; i < ARRAY_LEN(threads); i++)
+        pthread_join(threads[i], NULL);
+    rpc_client_free(c);
+    stop(s);
+}
+
 static void *waiter(void *arg) {
     struct err e = {0};
     return (void *)(intptr_t)delete_volume(arg, "wait", 0, &e);
@@ -366,17 +396,12 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_call_and_answer),
-        cmocka_unit_test(test_errors_travel),
-        cmocka_unit_test(test_no_server),
-        cmocka_unit_test(test_deadline_and_cancel),
-        cmocka_unit_test(test_response_limits),
-        cmocka_unit_test(test_stop_waits_for_calls),
-        cmocka_unit_test(test_stop_cancels_after_grace),
-        cmocka_unit_test(test_socket),
-        cmocka_unit_test(test_endpoints),
-        cmocka_unit_test(test_codes_round_trip),
-        cmocka_unit_test(test_dump_leaves_secrets_out),
+        cmocka_unit_test(test_call_and_answer),  cmocka_unit_test(test_errors_travel),
+        cmocka_unit_test(test_no_server),        cmocka_unit_test(test_deadline_and_cancel),
+        cmocka_unit_test(test_response_limits),  cmocka_unit_test(test_stop_waits_for_calls),
+        cmocka_unit_test(test_quick_calls_pass), cmocka_unit_test(test_stop_cancels_after_grace),
+        cmocka_unit_test(test_socket),           cmocka_unit_test(test_endpoints),
+        cmocka_unit_test(test_codes_round_trip), cmocka_unit_test(test_dump_leaves_secrets_out),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
