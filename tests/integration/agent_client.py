@@ -1,5 +1,5 @@
 """What tests of the node agent share: the agent as a process with a run folder, its calls over gRPC
-(stubs made by protoc into a temporary folder), mounts that go away again.
+(stubs made by protoc into a temporary folder).
 
 The agent's processes are in the caller's process group and namespaces; clean() ends what is left.
 """
@@ -18,68 +18,13 @@ import urllib.request
 
 import grpc
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.abspath(os.environ.get("PORTALBD_BUILD", os.path.join(ROOT, "build")))
-
-
-def read(path):
-    with open(path, encoding="utf-8", errors="replace") as f:
-        return f.read()
-
-
-SANITIZED = os.path.exists(os.path.join(BUILD, "flags")) and \
-    "-fsanitize" in read(os.path.join(BUILD, "flags"))
-WAIT_S = 60 if SANITIZED else 20
+from testlib import BUILD, ROOT, WAIT_S, alive, mounted, read, sh, wait_for  # noqa: F401
 
 _stubs = tempfile.mkdtemp(prefix="portalbd-stubs-")
 subprocess.run(["protoc", f"-I{ROOT}/proto", f"--python_out={_stubs}", "agent.proto"], check=True)
 sys.path.insert(0, _stubs)
 import agent_pb2  # noqa: E402  pylint: disable=wrong-import-position,import-error
 shutil.rmtree(_stubs)
-
-
-def sh(*args, timeout=120, check=True, **kw):
-    """Runs a program with a time limit; its output is in the error when it fails."""
-    r = subprocess.run(args, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                       text=True, **kw)
-    if check and r.returncode:
-        raise AssertionError(f"{' '.join(args)}: {r.returncode}\n{r.stdout}")
-    return r.stdout
-
-
-def wait_for(condition, what, seconds=WAIT_S):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s for: {what}")
-        time.sleep(0.02)
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def mounted(device, *options):
-    point = tempfile.mkdtemp(prefix="pbd-mnt-")
-    try:
-        sh("mount", *options, device, point)
-        try:
-            yield point
-        finally:
-            for _ in range(50):
-                if subprocess.run(["umount", point], stderr=subprocess.DEVNULL,
-                                  check=False).returncode == 0:
-                    break
-                time.sleep(0.1)
-            else:
-                subprocess.run(["umount", "-l", point], check=False)
-    finally:
-        os.rmdir(point)
 
 
 class Agent:

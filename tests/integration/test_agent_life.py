@@ -13,9 +13,9 @@ import threading
 import time
 import unittest
 
-if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-    print("needs root and /dev/fuse")
-    sys.exit(77)
+import testlib
+
+testlib.need_fuse()
 
 from agent_client import BUILD, Agent, alive, mounted, sh, wait_for  # noqa: E402
 
@@ -277,4 +277,4 @@ def on_term(_signum, _frame):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, on_term)
-    unittest.main(verbosity=2)
+    testlib.main()

@@ -5,7 +5,6 @@ exact zeroes, growing, and what detaching does while somebody still uses the dev
 Needs root, /dev/fuse and loop devices. PORTALBD_BUILD names the build folder (build).
 """
 import atexit
-import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -14,32 +13,19 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import unittest
 
-BUILD = os.environ.get("PORTALBD_BUILD", "build")
+import testlib
+from testlib import BUILD, mounted, read, sh
+
 TOOL = os.path.join(BUILD, "tools", "fuse_ram")
 MIB = 1 << 20
 
 PUNCH_HOLE, ZERO_RANGE, KEEP_SIZE = 2, 16, 1
 BLKDISCARD, BLKZEROOUT, BLKSSZGET = 0x1277, 0x127F, 0x1268
-
-
-def content(path, mode="r"):
-    with open(path, mode) as f:
-        return f.read()
-
-
-def sh(*args, timeout=120, check=True, **kw):
-    """Runs a program with a time limit; its output is in the error when it fails."""
-    r = subprocess.run(args, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                       text=True, **kw)
-    if check and r.returncode:
-        raise AssertionError(f"{' '.join(args)}: {r.returncode}\n{r.stdout}")
-    return r.stdout
 
 
 class RamDisk:
@@ -81,25 +67,6 @@ class RamDisk:
         return code, tail.strip()
 
 
-@contextlib.contextmanager
-def mounted(device, *options):
-    point = tempfile.mkdtemp(prefix="portalbd-mnt-")
-    try:
-        sh("mount", *options, device, point)
-        try:
-            yield point
-        finally:
-            for _ in range(50):
-                if subprocess.run(["umount", point], stderr=subprocess.DEVNULL,
-                                  check=False).returncode == 0:
-                    break
-                time.sleep(0.1)
-            else:
-                subprocess.run(["umount", "-l", point], check=False)
-    finally:
-        os.rmdir(point)
-
-
 def stats_of(line):
     return dict(field.split("=") for field in line.splitlines()[-1].split())
 
@@ -128,10 +95,10 @@ class FuseDevice(unittest.TestCase):
         self.disks.remove(disk)
         code, tail = disk.close()
         self.assertEqual(code, 0, tail)
-        self.assertNotIn(disk.file, content("/proc/self/mountinfo"))
+        self.assertNotIn(disk.file, read("/proc/self/mountinfo"))
         name = os.path.basename(disk.device)
         try:
-            backing = content(f"/sys/block/{name}/loop/backing_file")
+            backing = read(f"/sys/block/{name}/loop/backing_file")
         except OSError:
             backing = ""
         self.assertNotIn(disk.file, backing)
@@ -144,7 +111,7 @@ class FuseDevice(unittest.TestCase):
             self.assertEqual(struct.unpack("i", size)[0], 4096)
             self.assertEqual(f.seek(0, 2), 64 * MIB)
         name = os.path.basename(disk.device)
-        self.assertEqual(content(f"/sys/block/{name}/loop/dio").strip(), "1")
+        self.assertEqual(read(f"/sys/block/{name}/loop/dio").strip(), "1")
         self.assertEqual(os.stat(disk.file).st_size, 64 * MIB)
         self.assertEqual(os.statvfs(disk.file).f_bsize, 4096)
         with open(disk.file, "r+b", buffering=0) as f:  # truncating changes nothing
@@ -171,7 +138,8 @@ class FuseDevice(unittest.TestCase):
             sh("fstrim", point)
         sh(*fsck, disk.device)
         with mounted(disk.device) as point:
-            self.assertEqual(content(f"{point}/file", "rb"), data)
+            with open(f"{point}/file", "rb") as f:
+                self.assertEqual(f.read(), data)
         sh(*fsck, disk.device)
         stats = self.end(disk)
         self.assertGreater(int(stats["flushes"]), 3)
@@ -292,8 +260,6 @@ def on_term(_signum, _frame):
 
 
 if __name__ == "__main__":
-    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        print("SKIP test_fuse_device: needs root and /dev/fuse")
-        sys.exit(77)
+    testlib.need_fuse()
     signal.signal(signal.SIGTERM, on_term)
-    unittest.main(verbosity=2)
+    testlib.main()
