@@ -5,6 +5,7 @@ given up; which daemon dies when.
 Needs root, /dev/fuse and loop devices.
 timeout: 240
 """
+import contextlib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import testlib
 
 testlib.need_fuse()
 
-from agent_client import BUILD, Agent, alive, mounted, sh, wait_for  # noqa: E402
+from agent_client import BUILD, Agent, alive, mounted, read, sh, wait_for  # noqa: E402
 
 FAKE = os.path.join(BUILD, "tools", "fake_portalbd")
 VOLUME = "pv-0123456789abcdef0123456789abcdef-1.fast"
@@ -237,6 +238,40 @@ class AgentLife(unittest.TestCase):
         self.agent.attach(VOLUME)
         self.agent.detach(VOLUME)
         self.nothing_left()
+
+    def test_agent_killed_at_any_point(self):
+        """Attaching and detaching go on where a killed agent left off, wherever that was."""
+        for round_ in range(24):
+            def churn():
+                with contextlib.suppress(Exception):
+                    self.agent.call("AttachVolume", volume_id=VOLUME)
+                    self.agent.call("DetachVolume", volume_id=VOLUME)
+            threads = [threading.Thread(target=churn)]
+            for t in threads:
+                t.start()
+            time.sleep(round_ * 0.0007)
+            self.agent.process.kill()
+            self.agent.process.wait()
+            for t in threads:
+                t.join()
+            self.agent.channel.close()
+            self.agent.start()
+
+            def attached():
+                return self.agent.code("AttachVolume", volume_id=VOLUME) == "OK"
+            wait_for(attached, f"the attach of round {round_}")
+            device = self.agent.attachment(VOLUME).device_path
+            with open(device, "r+b", buffering=0) as f:
+                self.assertEqual(f.write(bytes(4096)), 4096)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+        ours = [p for p in os.listdir("/proc") if p.isdigit() and self.is_ours(p)]
+        self.assertEqual(ours, [str(self.agent.process.pid)], "daemons that nobody knows")
+
+    def is_ours(self, pid):
+        with contextlib.suppress(OSError):
+            return alive(pid) and self.agent.run_dir in read(f"/proc/{pid}/cmdline").split("\0")
+        return False
 
     def test_second_agent_is_refused(self):
         second = Agent(self.agent.pools, daemon=FAKE)
