@@ -139,8 +139,10 @@ static int publish_fn(struct catalog *catalog, void *arg, struct err *e) {
 }
 
 /* What the node needs to know out of the volume's record. */
-static void set_publish_context(struct rpc_call *call, const struct volume_record *r,
+static void set_publish_context(struct rpc_call *call, const struct volume_info *info,
                                 Csi__V1__ControllerPublishVolumeResponse *response) {
+    const struct volume_record *r = &info->record;
+    uint64_t size = MAX(r->size_bytes, info->size_bytes);
     const struct {
         const char *key;
         const char *value;
@@ -150,6 +152,7 @@ static void set_publish_context(struct rpc_call *call, const struct volume_recor
         {CONTEXT_MKFS_OPTIONS, string_map_get(&r->parameters, PARAMETER_MKFS_OPTIONS)},
         {CONTEXT_CACHE_SIZE, string_map_get(&r->parameters, PARAMETER_CACHE_SIZE)},
         {CONTEXT_SOURCE, r->source_kind == SOURCE_NONE ? NULL : r->source},
+        {CONTEXT_SIZE, rpc_printf(call, "%llu", (unsigned long long)size)},
     };
     response->publish_context = RPC_NEW_ARRAY(
         call, Csi__V1__ControllerPublishVolumeResponse__PublishContextEntry *, ARRAY_LEN(pairs));
@@ -203,7 +206,7 @@ static int controller_publish_volume(struct rpc_call *call,
                          e);
     if (rc)
         return rc;
-    set_publish_context(call, &arg.info.record, response);
+    set_publish_context(call, &arg.info, response);
     volume_info_release(&arg.info);
     return 0;
 }

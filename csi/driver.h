@@ -13,7 +13,8 @@
 #define CONTEXT_FSTYPE        "fsType"
 #define CONTEXT_MKFS_OPTIONS  "mkfsOptions"
 #define CONTEXT_CACHE_SIZE    "cacheSize"
-#define CONTEXT_SOURCE        "source" /* id of the snapshot or volume it was made from */
+#define CONTEXT_SOURCE        "source"    /* id of the snapshot or volume it was made from */
+#define CONTEXT_SIZE          "sizeBytes" /* at least so large it is to be */
 
 /* Keys of a StorageClass's parameters; kept in the volume's record under the same names. */
 #define PARAMETER_POOL         "pool"

@@ -387,23 +387,6 @@ static int node_get_volume_stats(struct rpc_call *call,
 /* --- expand -------------------------------------------------------------------------------------
  */
 
-/* Makes the device at least so large; 0: as it is. */
-static int grow_device(struct node *n, struct rpc_call *call, const char *volume_id, uint64_t size,
-                       struct device *d, struct err *e) {
-    if (size <= d->size_bytes)
-        return 0;
-    Portalbd__Agent__V1__GrowVolumeRequest request = PORTALBD__AGENT__V1__GROW_VOLUME_REQUEST__INIT;
-    Portalbd__Agent__V1__GrowVolumeResponse *response;
-    request.volume_id = (char *)volume_id;
-    request.size_bytes = size;
-    int rc = agent_grow_volume(
-        &(struct rpc_client_call){.client = n->agent, .parent = call, .timeout_ms = NODE_ATTACH_MS},
-        &request, &response, e);
-    if (rc == 0)
-        d->size_bytes = response->size_bytes;
-    return rc;
-}
-
 static int grow_at_path(const char *path, const struct device *d, struct err *e) {
     struct mount_entry entry;
     int rc = mount_find(path, &entry, e);

@@ -43,6 +43,10 @@ int stage(struct node *n, struct rpc_call *call, const struct staging *s, struct
 int device_find(struct node *n, struct rpc_call *call, const char *volume_id, struct device *ret,
                 struct err *e);
 
+/* Makes the device at least so large; 0: as it is. */
+int grow_device(struct node *n, struct rpc_call *call, const char *volume_id, uint64_t size,
+                struct device *d, struct err *e);
+
 /* Is the agent one that we can work with? Logs when its version changes. ret_node_id may be NULL.
  */
 int agent_check(struct node *n, struct rpc_call *call, char **ret_node_id, struct err *e);

@@ -1,6 +1,6 @@
 /* Staging: from a volume's id to a mounted filesystem at a path.
  *
- *   attach -> look -> [format | check, grow (ext4)] -> mount -> grow (xfs)
+ *   attach, grow -> look -> [format | check, grow (ext4)] -> mount -> grow (xfs)
  *
  * Each step looks at what is there before it acts, so a repetition does what is still missing. Long
  * steps go on in a job when the call's time is over (ABORTED), and the next call waits for them.
@@ -107,6 +107,35 @@ int device_find(struct node *n, struct rpc_call *call, const char *volume_id, st
             return device_set(ret, a->device_path, a->size_bytes, e);
     }
     return err_set(e, -ERR_NOT_FOUND, "volume '%.128s' has no device on this node", volume_id);
+}
+
+int grow_device(struct node *n, struct rpc_call *call, const char *volume_id, uint64_t size,
+                struct device *d, struct err *e) {
+    if (size <= d->size_bytes)
+        return 0;
+    Portalbd__Agent__V1__GrowVolumeRequest request = PORTALBD__AGENT__V1__GROW_VOLUME_REQUEST__INIT;
+    Portalbd__Agent__V1__GrowVolumeResponse *response;
+    request.volume_id = (char *)volume_id;
+    request.size_bytes = size;
+    int rc = agent_grow_volume(
+        &(struct rpc_client_call){.client = n->agent, .parent = call, .timeout_ms = NODE_ATTACH_MS},
+        &request, &response, e);
+    if (rc == 0)
+        d->size_bytes = response->size_bytes;
+    return rc;
+}
+
+/* A growth that the controller promised while the volume was in use, and that nobody brought to the
+ * node before it was detached. */
+static int grow_to_promise(struct node *n, struct rpc_call *call, const struct staging *s,
+                           struct device *d, struct err *e) {
+    const char *text = context_get(s, CONTEXT_SIZE);
+    uint64_t size;
+    if (text[0] == '\0')
+        return 0;
+    if (option_parse_u64(text, &size, e) != 0)
+        return err_wrap(e, "publish_context." CONTEXT_SIZE);
+    return grow_device(n, call, s->volume_id, size, d, e);
 }
 
 /* --- the filesystem -----------------------------------------------------------------------------
@@ -216,6 +245,8 @@ static int stage_filesystem(const struct staging *s, const struct device *d, str
 int stage(struct node *n, struct rpc_call *call, const struct staging *s, struct device *ret,
           struct err *e) {
     int rc = attach(n, call, s, ret, e);
+    if (rc == 0)
+        rc = grow_to_promise(n, call, s, ret, e);
     if (rc == 0 && !s->capability.block)
         rc = stage_filesystem(s, ret, e);
     return rc && e ? err_wrap(e, "volume '%.64s'", s->volume_id) : rc;
