@@ -185,6 +185,31 @@ class OnFiles(Base):
                          "INVALID_ARGUMENT")
         agent.detach(volume)
 
+    def test_snapshot_read_only(self):
+        """A snapshot as a device, on another node, while the volume is written to."""
+        volume = self.volume("v", "128Mi")
+        one, two = self.agent("node-1"), self.agent("node-2")
+        device = one.attach(volume, publish_epoch=1)
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device) as point:
+            with open(f"{point}/x", "w", encoding="utf-8") as f:
+                f.write("before")
+        sh("blockdev", "--flushbufs", device)
+        out = self.portalctl("snapshot", "create", "-o", "json", "v", "s")
+        snapshot = json.loads(out[out.index("{"):])["id"]
+        self.assertEqual(two.code("AttachVolume", volume_id=snapshot), "INVALID_ARGUMENT")
+        copy = two.attach(snapshot, read_only=True)
+        self.assertEqual(sh("blockdev", "--getro", copy).strip(), "1")
+        with mounted(device) as point, mounted(copy, "-o", "ro") as frozen:
+            with open(f"{point}/x", "w", encoding="utf-8") as f:
+                f.write("after")
+                f.flush()
+                os.fsync(f.fileno())
+            with open(f"{frozen}/x", encoding="utf-8") as f:
+                self.assertEqual(f.read(), "before")
+        two.detach(snapshot)
+        one.detach(volume)
+
     def test_node_is_registered(self):
         self.agent("node-7")
         nodes = f"{self.dir}/store/nodes"
