@@ -215,6 +215,15 @@ static void on_trouble(void *arg, const struct err *why) {
         log_info("the store answers again", LOG_STR("pool", d->pool.name));
 }
 
+static int check_pool(struct daemon *d, struct err *e) {
+    struct pool_record record;
+    struct pool_create any = {.allow_other_cluster = true};
+    int rc = catalog_pool_check(&d->pool.catalog, &any, &record, e);
+    if (rc == 0)
+        pool_record_release(&record);
+    return rc;
+}
+
 static int open_pool(struct daemon *d, struct err *e) {
     struct parsed_id id;
     bool named = d->command == COMMAND_ATTACH;
@@ -225,10 +234,7 @@ static int open_pool(struct daemon *d, struct err *e) {
                            .arg = d};
     if (rc == 0)
         rc = pool_open(d->loop, &d->config.pool, &how, &d->pool, e);
-    if (rc == 0 && !named) /* what is attached was made by somebody who looked */
-        rc = catalog_pool_check(&d->pool.catalog, &(struct pool_create){0},
-                                &(struct pool_record){0}, e);
-    return rc;
+    return rc < 0 || named ? rc : check_pool(d, e); /* what is attached was found by its maker */
 }
 
 static void start_fiber(void *arg) {
@@ -420,8 +426,6 @@ static void main_fiber(void *arg) {
     while (!d->stop && d->start_err.code == 0)
         wait_event(d);
     take_down(d);
-    loop_signal_stop(&d->term);
-    loop_signal_stop(&d->interrupt);
     loop_stop(d->loop);
 }
 
@@ -484,6 +488,8 @@ static void set_served_config(struct daemon *d) {
 }
 
 static int run(struct daemon *d, struct err *e) {
+    if (d->command == COMMAND_ATTACH)
+        process_harden();
     d->loop = loop_new((unsigned)d->config.workers);
     d->env = loop_env(d->loop);
     d->metrics = metrics_new();
@@ -503,10 +509,20 @@ static int run(struct daemon *d, struct err *e) {
         fiber_start(d->env, main_fiber, d);
         loop_run(d->loop);
     }
+    loop_signal_stop(&d->term);
+    loop_signal_stop(&d->interrupt);
     http_server_stop(d->http);
+    loop_free(d->loop);
     metrics_group_free(d->metrics_group);
     metrics_free(d->metrics);
     return rc;
+}
+
+static void set_node_id(struct config *c) {
+    char host[HOST_NAME_MAX + 1] = "";
+    gethostname(host, sizeof host - 1);
+    if (!c->node_id)
+        c->node_id = xstrdup(host);
 }
 
 int main(int argc, char **argv) {
@@ -521,22 +537,13 @@ int main(int argc, char **argv) {
                                   .level = (enum log_level)d.config.log_level,
                                   .format = (enum log_format)d.config.log_format});
     signal(SIGPIPE, SIG_IGN);
-    if (!d.config.node_id) {
-        char host[HOST_NAME_MAX + 1] = "";
-        gethostname(host, sizeof host - 1);
-        d.config.node_id = xstrdup(host);
-    }
+    set_node_id(&d.config);
     if (d.command == COMMAND_ATTACH && check_attach(&d.config, &e) < 0) {
         fprintf(stderr, "portalbd: %s\n", e.text);
-        return EXIT_USAGE;
-    }
-    if (d.command == COMMAND_ATTACH)
-        process_harden();
-    if (run(&d, &e) < 0) {
+        d.exit_code = EXIT_USAGE;
+    } else if (run(&d, &e) < 0) {
         log_error("portalbd does not start", LOG_ERR(&e));
         d.exit_code = EXIT_FAILED;
-    } else {
-        loop_free(d.loop);
     }
     options_release(&program, &d.config);
     return d.exit_code;

@@ -8,10 +8,13 @@ need_commands nbdinfo nbdcopy qemu-io jq
 store=(--store "file://$WORK/pool" --run-dir "$WORK/run")
 ctl() { portalctl "${store[@]}" --timeout 20s "$@"; }
 uri() { printf 'nbd+unix:///%s?socket=%s' "$1" "$WORK/sock"; }
+connects() { # a socket file may be a dead process's
+    /usr/bin/python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])' "$1"
+}
 serve() { # more arguments; the pid is in $DAEMON
     start portalbd portalbd serve "${store[@]}" --listen "unix:$WORK/sock" "$@"
     DAEMON=$PID
-    wait_for 10 test -S "$WORK/sock"
+    wait_for 10 connects "$WORK/sock"
 }
 io() { # export, qemu-io commands
     local commands=() command
@@ -99,7 +102,7 @@ step "one daemon of a node has it: the lock"
 exits 0 nbdinfo --size "$(uri a)"
 start second portalbd serve "${store[@]}" --listen "unix:$WORK/second"
 second=$PID
-wait_for 10 test -S "$WORK/second"
+wait_for 10 connects "$WORK/second"
 ! nbdinfo --size "nbd+unix:///a?socket=$WORK/second" 2>"$WORK/err" || fail "two daemons served one volume"
 grep -q 'another daemon of this node' "$WORK/err" "$WORK/second.log" || fail "$(cat "$WORK/err")"
 stop "$second"
@@ -129,7 +132,7 @@ io a 'read -P 0x61 9M 1M'
 step "another node: refused, then --steal fences the first"
 other=(--store "file://$WORK/pool" --run-dir "$WORK/run2" --node-id other)
 start other portalbd serve "${other[@]}" --listen "unix:$WORK/other"
-wait_for 10 test -S "$WORK/other"
+wait_for 10 connects "$WORK/other"
 ! nbdinfo --size "nbd+unix:///a?socket=$WORK/other" 2>/dev/null || fail "two nodes have it"
 grep -q -- '--steal' "$WORK/other.log" || fail "$(cat "$WORK/other.log")"
 stop "$PID"
