@@ -194,6 +194,7 @@ static void put_to_sleep(struct sim *s, struct sim_proc *p) {
 /* --- the sore spot --- */
 
 static const struct sore_spot spots[] = {
+    {.verb = OBJ_LIST, .part = "/log/"},      {.verb = OBJ_LIST, .part = "/log/"},
     {.verb = OBJ_LIST, .part = "/manifest/"}, {.verb = OBJ_GET, .part = "/manifest/"},
     {.verb = OBJ_PUT, .part = "/manifest/"},  {.verb = OBJ_LIST, .part = "/log/"},
     {.verb = OBJ_PUT, .part = "/log/"},       {.verb = OBJ_PUT, .part = "/map/"},
@@ -204,25 +205,36 @@ static const struct sore_spot spots[] = {
     {.verb = OBJ_GET, .part = "/pins/"},      {.verb = OBJ_GET, .part = "snapshots/"},
 };
 
-static void on_submit(void *arg, struct sim_proc *p, enum obj_verb verb, const char *key) {
-    struct sim *s = arg;
-    if (s->stopping || verb != s->spot.verb || !strstr(key, s->spot.part) ||
-        !sim_chance(world(s), s->spot.per_mille))
-        return;
+static void fall_asleep(struct sim *s, struct sim_proc *p, const struct sore_spot *spot) {
     s->totals.sleeps++;
     scenarios_at_sleep(s, p);
-    uint64_t us = sim_skewed(world(s), 1000, s->spot.sleep_us_max);
+    bool long_sleep = spot->sleeps_long && sim_chance(world(s), 300);
+    uint64_t us = long_sleep ? sim_between(world(s), SWEEP_INTERVAL_US, 2 * SWEEP_INTERVAL_US)
+                             : sim_skewed(world(s), 1000, 3000000);
+    s->time_wanted |= long_sleep;
     sim_trace(world(s), p->name, "falls asleep at its sore spot for %llu us",
               (unsigned long long)us);
     sim_proc_sleep(p, us);
 }
 
-void director_draw_spot(struct sim *s) {
-    if (sim_chance(world(s), 400))
-        return;
-    s->spot = spots[sim_below(world(s), ARRAY_LEN(spots))];
-    s->spot.per_mille = (unsigned)sim_skewed(world(s), 10, 400);
-    s->spot.sleep_us_max = sim_chance(world(s), 600) ? 3000000 : 2 * SWEEP_INTERVAL_US;
+static void on_submit(void *arg, struct sim_proc *p, enum obj_verb verb, const char *key) {
+    struct sim *s = arg;
+    for (size_t i = 0; !s->stopping && i < ARRAY_LEN(s->spots); i++) {
+        const struct sore_spot *spot = &s->spots[i];
+        if (spot->part && verb == spot->verb && strstr(key, spot->part) &&
+            sim_chance(world(s), spot->per_mille))
+            fall_asleep(s, p, spot);
+    }
+}
+
+void director_draw_spots(struct sim *s) {
+    for (size_t i = 0; i < ARRAY_LEN(s->spots); i++) {
+        if (sim_chance(world(s), 500))
+            continue;
+        s->spots[i] = spots[sim_below(world(s), ARRAY_LEN(spots))];
+        s->spots[i].per_mille = (unsigned)sim_between(world(s), 20, 600);
+        s->spots[i].sleeps_long = sim_chance(world(s), 400);
+    }
     sim_bucket_set_submit_hook(s->bucket, on_submit, s);
 }
 
@@ -359,6 +371,7 @@ static void act_retry(struct sim *s) {
 
 /* Long enough for the sweeper to see a pin twice. */
 static void act_time_passes(struct sim *s) {
+    s->time_wanted = false;
     s->quiet = true;
     for (uint64_t minutes = sim_between(world(s), 1, 25); minutes > 0; minutes--) {
         if (!pause_for(s, 60 * 1000000))
@@ -375,7 +388,7 @@ static void act(struct sim *s) {
         void (*fn)(struct sim *s);
     } actions[] = {
         {150, act_start},
-        {30, act_rush},
+        {60, act_rush},
         {110, act_kill},
         {40, act_kill_controller},
         {90, act_sleep},
@@ -441,7 +454,10 @@ void director_run(struct sim *s) {
         if (!pause_for(s, sim_skewed(world(s), 500, 150000) * (1 + idle / 10)))
             return;
         daemons_reap(s);
-        act(s);
+        if (s->time_wanted && sim_chance(world(s), 200))
+            act_time_passes(s);
+        else
+            act(s);
     }
     if (!enough(s))
         sim_fail(s, "the run does not come to its end: %llu operations after %d steps",

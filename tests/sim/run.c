@@ -93,7 +93,7 @@ static void sim_init(struct sim *s, const struct sim_options *options) {
     s->storm = draw_faults(&s->world, 10);
     s->bucket = sim_bucket_new(&s->world, &s->calm);
     scenarios_watch_store(s);
-    director_draw_spot(s);
+    director_draw_spots(s);
     sim_proc_init(&s->director, &s->world, "director");
 }
 

@@ -129,7 +129,7 @@ struct sore_spot {
     enum obj_verb verb;
     const char *part; /* of the key; NULL: there is no such step */
     unsigned per_mille;
-    uint64_t sleep_us_max;
+    bool sleeps_long; /* sometimes for longer than the sweeper waits */
 };
 
 struct sim {
@@ -137,7 +137,7 @@ struct sim {
     struct sim_world world;
     struct sim_bucket *bucket;
     struct sim_faults calm, storm;
-    struct sore_spot spot;
+    struct sore_spot spots[2];
     struct checker checker;
     struct sim_totals totals;
     struct sim_proc director;
@@ -154,6 +154,7 @@ struct sim {
     unsigned next_number; /* for names */
     bool stopping;        /* no new operations */
     bool quiet;           /* clients wait */
+    bool time_wanted;     /* somebody sleeps for long: let the time pass */
     bool done;
 };
 
@@ -255,7 +256,7 @@ bool audit_newest_manifest(struct sim *s, const struct volume_key *v, struct man
 void audit_bucket(struct sim *s);
 
 /* --- director.c --- */
-void director_draw_spot(struct sim *s);
+void director_draw_spots(struct sim *s);
 /* fiber of sim->director: the disturbed part of a run. */
 void director_run(struct sim *s);
 /* fiber of sim->director: everything comes to rest, is read once more, and swept. */
