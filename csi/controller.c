@@ -66,7 +66,6 @@ Csi__V1__Volume *volume_new(struct rpc_call *call, const struct volume_info *inf
 
 /* The frame of every call that names a volume: its pool, its lock, its credentials. */
 struct volume_call {
-    struct controller *controller;
     struct rpc_call *call;
     const ProtobufCMessage *request;
     const char *volume_id;
@@ -77,6 +76,7 @@ struct volume_call {
 };
 
 static int volume_call_run(const struct volume_call *v, struct err *e) {
+    const struct controller *c = rpc_call_user(v->call);
     char pool[POOL_NAME_MAX];
     int rc = csi_check_id(v->volume_id, "volume_id", e);
     if (rc == 0)
@@ -85,16 +85,12 @@ static int volume_call_run(const struct volume_call *v, struct err *e) {
         return rc;
     CLEANUP_OPLOCK struct oplock *lock = NULL;
     if (!v->shared) {
-        rc = oplock_acquire(v->controller->locks, v->volume_id, v->call, v->request, &lock, e);
+        rc = oplock_acquire(c->locks, v->volume_id, v->call, v->request, &lock, e);
         if (rc)
             return rc;
     }
-    return pool_work_run(&(struct pool_work){.controller = v->controller,
-                                             .pool = pool,
-                                             .secrets = v->secrets,
-                                             .fn = v->fn,
-                                             .arg = v->arg,
-                                             .e = e});
+    return pool_work_run(&(struct pool_work){
+        .call = v->call, .pool = pool, .secrets = v->secrets, .fn = v->fn, .arg = v->arg, .e = e});
 }
 
 struct volume_arg {
@@ -119,8 +115,7 @@ static int delete_volume(struct rpc_call *call, const Csi__V1__DeleteVolumeReque
     int rc = csi_map_copy(&secrets, request, secrets, e);
     if (rc)
         return rc;
-    rc = volume_call_run(&(struct volume_call){.controller = rpc_call_user(call),
-                                               .call = call,
+    rc = volume_call_run(&(struct volume_call){.call = call,
                                                .request = &request->base,
                                                .volume_id = request->volume_id,
                                                .secrets = &secrets,
@@ -196,8 +191,7 @@ static int controller_publish_volume(struct rpc_call *call,
         rc = csi_map_copy(&secrets, request, secrets, e);
     if (rc)
         return rc;
-    rc = volume_call_run(&(struct volume_call){.controller = rpc_call_user(call),
-                                               .call = call,
+    rc = volume_call_run(&(struct volume_call){.call = call,
                                                .request = &request->base,
                                                .volume_id = request->volume_id,
                                                .secrets = &secrets,
@@ -228,8 +222,7 @@ static int controller_unpublish_volume(struct rpc_call *call,
         rc = csi_map_copy(&secrets, request, secrets, e);
     if (rc)
         return rc;
-    rc = volume_call_run(&(struct volume_call){.controller = rpc_call_user(call),
-                                               .call = call,
+    rc = volume_call_run(&(struct volume_call){.call = call,
                                                .request = &request->base,
                                                .volume_id = request->volume_id,
                                                .secrets = &secrets,
@@ -250,8 +243,7 @@ static int get_fn(struct catalog *catalog, void *arg, struct err *e) {
 static int get_volume(struct rpc_call *call, const ProtobufCMessage *request, const char *id,
                       const struct string_map *secrets, struct volume_arg *arg, struct err *e) {
     arg->id = id;
-    return volume_call_run(&(struct volume_call){.controller = rpc_call_user(call),
-                                                 .call = call,
+    return volume_call_run(&(struct volume_call){.call = call,
                                                  .request = request,
                                                  .volume_id = id,
                                                  .secrets = secrets,
@@ -379,7 +371,7 @@ static int list_volumes(struct rpc_call *call, const Csi__V1__ListVolumesRequest
     while ((pool = list_walk_pool(&walk)) != NULL) {
         struct list_arg arg = {.token = walk.token, .max = MIN(walk.left, CATALOG_PAGE_MAX)};
         rc = pool_work_run(
-            &(struct pool_work){.controller = c, .pool = pool, .fn = list_fn, .arg = &arg, .e = e});
+            &(struct pool_work){.call = call, .pool = pool, .fn = list_fn, .arg = &arg, .e = e});
         if (rc)
             return rc;
         for (size_t i = 0; response->entries && i < arg.list.count; i++)
@@ -419,8 +411,7 @@ static int controller_expand_volume(struct rpc_call *call,
         rc = csi_map_copy(&secrets, request, secrets, e);
     if (rc)
         return rc;
-    rc = volume_call_run(&(struct volume_call){.controller = rpc_call_user(call),
-                                               .call = call,
+    rc = volume_call_run(&(struct volume_call){.call = call,
                                                .request = &request->base,
                                                .volume_id = request->volume_id,
                                                .secrets = &secrets,

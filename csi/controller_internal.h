@@ -9,16 +9,22 @@ enum {
     LIST_TOKEN_MAX = CATALOG_TOKEN_MAX + POOL_NAME_MAX + 1
 };
 
-/* Something done with a pool's catalog, by a handler on its worker thread. */
+/* Something done with a pool's catalog, by a handler on its worker thread. It goes on when the
+ * client gives up, so that the client's next call finds it done; it is cut off only when the driver
+ * stops and its grace time is over. */
 struct pool_work {
-    struct controller *controller;
+    struct rpc_call *call;            /* of the controller service */
     const char *pool;                 /* name */
     const struct string_map *secrets; /* NULL: none */
     /* fiber, on the loop's thread. */
     int (*fn)(struct catalog *catalog, void *arg, struct err *e);
     void *arg;
     struct err *e;
-    int rc; /* result */
+
+    /* pool_work.c's own */
+    int rc;
+    struct fiber *fiber;
+    struct env_timer timer;
 };
 /* Blocks until it is done. */
 int pool_work_run(struct pool_work *work);

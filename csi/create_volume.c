@@ -182,7 +182,7 @@ int create_volume(struct rpc_call *call, const Csi__V1__CreateVolumeRequest *req
     rc = oplock_acquire(c->locks, key, call, &request->base, &lock, e);
     if (rc)
         return rc;
-    rc = pool_work_run(&(struct pool_work){.controller = c,
+    rc = pool_work_run(&(struct pool_work){.call = call,
                                            .pool = wish.pool,
                                            .secrets = &secrets,
                                            .fn = create_fn,

@@ -118,7 +118,9 @@ static void start_controller(struct driver *d) {
                                                 .metrics = d->metrics});
     loop_thread_start(d->loop, "catalog");
     d->housekeeping = housekeeping_start(d->loop, d->pools, d->metrics);
-    d->controller = (struct controller){.loop = d->loop, .pools = d->pools, .locks = d->locks};
+    d->controller.loop = d->loop;
+    d->controller.pools = d->pools;
+    d->controller.locks = d->locks;
     rpc_server_add_csi_controller(d->rpc, &controller_ops, &d->controller);
 }
 
@@ -195,6 +197,7 @@ static void free_pools(void *pools) {
 
 static void stop(struct driver *d) {
     struct err e;
+    atomic_store(&d->controller.stopping, true);
     if (d->rpc && rpc_server_stop(d->rpc, (uint32_t)(d->config.grace_us / 1000), STUCK_MS, &e) != 0)
         leave_at_once(&e);
     run_stop_all();

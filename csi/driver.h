@@ -2,6 +2,8 @@
  * struct of its service as `user`. */
 #pragma once
 
+#include <stdatomic.h>
+
 #include "csi/oplock.h"
 #include "csi/pools.h"
 #include "csi/rpc/csi_service.h"
@@ -38,6 +40,7 @@ struct controller {
     struct loop *loop;     /* borrowed; runs on another thread */
     struct pools *pools;   /* borrowed */
     struct oplocks *locks; /* borrowed */
+    atomic_bool stopping;  /* cancelled calls end at once from now on; any thread */
 };
 extern const struct csi_controller_ops controller_ops;
 

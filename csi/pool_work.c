@@ -3,21 +3,45 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fiber.h"
 #include "common/mem.h"
 #include "csi/controller_internal.h"
 
+enum { STOP_CHECK_US = 200 * 1000 };
+
+static struct env *work_env(const struct pool_work *w) {
+    const struct controller *c = rpc_call_user(w->call);
+    return loop_env(c->loop);
+}
+
+static void check_stop(struct env_timer *timer) {
+    struct pool_work *w = container_of(timer, struct pool_work, timer);
+    const struct controller *c = rpc_call_user(w->call);
+    if (atomic_load(&c->stopping) && rpc_call_cancelled(w->call))
+        fiber_cancel(w->fiber);
+    else
+        env_timer_start(work_env(w), timer, STOP_CHECK_US);
+}
+
 static void work_fiber(void *arg) {
     struct pool_work *w = arg;
+    struct controller *c = rpc_call_user(w->call);
+    struct env *env = work_env(w);
     struct pool *pool;
-    w->rc = pools_get(w->controller->pools, w->pool, w->secrets, &pool, w->e);
-    if (w->rc)
-        return;
-    w->rc = w->fn(&pool->catalog, w->arg, w->e);
-    pools_put(w->controller->pools, pool);
+    w->fiber = fiber_self(env);
+    w->timer.fn = check_stop;
+    env_timer_start(env, &w->timer, STOP_CHECK_US);
+    w->rc = pools_get(c->pools, w->pool, w->secrets, &pool, w->e);
+    if (w->rc == 0) {
+        w->rc = w->fn(&pool->catalog, w->arg, w->e);
+        pools_put(c->pools, pool);
+    }
+    env_timer_stop(env, &w->timer);
 }
 
 int pool_work_run(struct pool_work *work) {
-    loop_call(work->controller->loop, work_fiber, work);
+    const struct controller *c = rpc_call_user(work->call);
+    loop_call(c->loop, work_fiber, work);
     return work->rc;
 }
 

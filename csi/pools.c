@@ -17,9 +17,11 @@ struct entry {
     struct pool_config config; /* owned */
     struct objstore *store;    /* owned */
     struct fiber_mutex checking;
-    bool checked;      /* the pool exists and is ours */
-    bool with_secrets; /* made for the credentials of a call */
-    bool stale;        /* the file says something else by now */
+    bool checked;       /* the pool exists and is ours */
+    unsigned failures;  /* checks that failed, ... */
+    struct err failure; /* ... and the last one's error */
+    bool with_secrets;  /* made for the credentials of a call */
+    bool stale;         /* the file says something else by now */
     unsigned users;
     uint64_t last_used; /* turn of `clock` */
 };
@@ -204,19 +206,28 @@ static int find_or_open(struct pools *p, const struct pool_config *config, bool 
     return 0;
 }
 
-/* fiber. Makes sure once that the pool is there and may be used. */
+/* fiber. Makes sure once that the pool is there and may be used. Who waited for another's check
+ * that failed takes its failure: with a store that does not answer, a second check would take as
+ * long. */
 static int check(struct pools *p, struct entry *entry, struct err *e) {
     struct env *env = loop_env(p->config.loop);
+    unsigned failures = entry->failures;
     int rc = fiber_mutex_lock(env, &entry->checking);
     if (rc)
         return err_set(e, rc, "cancelled");
-    if (!entry->checked) {
+    if (!entry->checked && failures != entry->failures) {
+        rc = err_copy(e, &entry->failure);
+    } else if (!entry->checked) {
         struct pool_create options = {.cluster_id = or_null(p->config.cluster_id)};
         struct pool_record record = {0};
-        rc = catalog_pool_create(&entry->pool.catalog, &options, &record, e);
+        rc = catalog_pool_create(&entry->pool.catalog, &options, &record, &entry->failure);
+        entry->checked = rc == 0;
         if (rc == 0)
             pool_record_release(&record);
-        entry->checked = rc == 0;
+        else if (rc != -ERR_CANCELLED)
+            entry->failures++;
+        if (rc)
+            err_copy(e, &entry->failure);
     }
     fiber_mutex_unlock(&entry->checking);
     return rc && e ? err_wrap(e, "pool '%s'", entry->config.name) : rc;

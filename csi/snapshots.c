@@ -66,7 +66,7 @@ int create_snapshot(struct rpc_call *call, const Csi__V1__CreateSnapshotRequest 
     if (rc)
         return rc;
     rc = pool_work_run(&(struct pool_work){
-        .controller = c, .pool = pool, .secrets = &secrets, .fn = create_fn, .arg = &arg, .e = e});
+        .call = call, .pool = pool, .secrets = &secrets, .fn = create_fn, .arg = &arg, .e = e});
     if (rc)
         return rc;
     response->snapshot = snapshot_new(call, &arg.info);
@@ -98,7 +98,7 @@ int delete_snapshot(struct rpc_call *call, const Csi__V1__DeleteSnapshotRequest 
     if (rc)
         return rc;
     return pool_work_run(&(struct pool_work){
-        .controller = c, .pool = pool, .secrets = &secrets, .fn = delete_fn, .arg = &arg, .e = e});
+        .call = call, .pool = pool, .secrets = &secrets, .fn = delete_fn, .arg = &arg, .e = e});
 }
 
 static int get_fn(struct catalog *catalog, void *arg, struct err *e) {
@@ -107,14 +107,14 @@ static int get_fn(struct catalog *catalog, void *arg, struct err *e) {
 }
 
 /* The snapshot of this id; the caller releases arg->info. */
-static int get(struct controller *c, const struct string_map *secrets, struct snapshot_arg *arg,
+static int get(struct rpc_call *call, const struct string_map *secrets, struct snapshot_arg *arg,
                struct err *e) {
     char pool[POOL_NAME_MAX];
     int rc = pool_of_id(arg->id, ID_SNAPSHOT, pool, e);
     if (rc)
         return rc;
     return pool_work_run(&(struct pool_work){
-        .controller = c, .pool = pool, .secrets = secrets, .fn = get_fn, .arg = arg, .e = e});
+        .call = call, .pool = pool, .secrets = secrets, .fn = get_fn, .arg = arg, .e = e});
 }
 
 int get_snapshot(struct rpc_call *call, const Csi__V1__GetSnapshotRequest *request,
@@ -125,7 +125,7 @@ int get_snapshot(struct rpc_call *call, const Csi__V1__GetSnapshotRequest *reque
     if (rc == 0)
         rc = csi_map_copy(&secrets, request, secrets, e);
     if (rc == 0)
-        rc = get(rpc_call_user(call), &secrets, &arg, e);
+        rc = get(call, &secrets, &arg, e);
     if (rc)
         return rc;
     response->snapshot = snapshot_new(call, &arg.info);
@@ -151,7 +151,7 @@ static int list_by_id(struct rpc_call *call, const Csi__V1__ListSnapshotsRequest
                       const struct string_map *secrets, Csi__V1__ListSnapshotsResponse *response,
                       struct err *e) {
     struct snapshot_arg arg = {.id = request->snapshot_id};
-    int rc = get(rpc_call_user(call), secrets, &arg, e);
+    int rc = get(call, secrets, &arg, e);
     if (rc == -ERR_NOT_FOUND)
         return 0;
     if (rc)
@@ -202,12 +202,8 @@ int list_snapshots(struct rpc_call *call, const Csi__V1__ListSnapshotsRequest *r
     while ((pool = list_walk_pool(&walk)) != NULL) {
         struct list_arg arg = {
             .source_id = source, .token = walk.token, .max = MIN(walk.left, CATALOG_PAGE_MAX)};
-        rc = pool_work_run(&(struct pool_work){.controller = c,
-                                               .pool = pool,
-                                               .secrets = &secrets,
-                                               .fn = list_fn,
-                                               .arg = &arg,
-                                               .e = e});
+        rc = pool_work_run(&(struct pool_work){
+            .call = call, .pool = pool, .secrets = &secrets, .fn = list_fn, .arg = &arg, .e = e});
         if (rc)
             return rc;
         for (size_t i = 0; i < arg.list.count; i++)

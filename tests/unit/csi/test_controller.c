@@ -74,7 +74,9 @@ static int set_up(void **state) {
     f.pools = pools_new(&(struct pools_config){.loop = f.loop, .path = f.pool_file});
     loop_thread_start(f.loop, "catalog");
     loop_call(f.loop, register_nodes, NULL);
-    f.controller = (struct controller){.loop = f.loop, .pools = f.pools, .locks = oplocks_new()};
+    f.controller.loop = f.loop;
+    f.controller.pools = f.pools;
+    f.controller.locks = oplocks_new();
     f.server = rpc_server_new(&(struct rpc_server_config){.endpoint = f.endpoint});
     rpc_server_add_csi_controller(f.server, &controller_ops, &f.controller);
     arena_init(&f.arena, 64 << 20);
