@@ -236,6 +236,8 @@ $(REPLAYS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/obj
 	$(link)
 RPC_FUZZERS := $(filter $(BUILD)/fuzz/rpc_% $(BUILD)/tests/fuzz/rpc_%,$(FUZZERS) $(REPLAYS))
 $(RPC_FUZZERS): $(BUILD)/lib/csi_rpc.a $(GEN_LIB)
+$(filter $(BUILD)/fuzz/agent_% $(BUILD)/tests/fuzz/agent_%,$(FUZZERS) $(REPLAYS)): $(call room_lib,node-agent) \
+	$(call room_lib,node-agent/attach)
 $(patsubst %,$(BUILD)/obj/tests/fuzz/fuzz_%.o,$(filter rpc_%,$(FUZZ_NAMES))): | $(GEN_SRCS)
 REPLAY_RUNS := $(foreach r,$(REPLAYS),"$(r) tests/fuzz/corpus/$(notdir $(r))")
 .PHONY: fuzz fuzz-run replays
