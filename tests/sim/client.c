@@ -193,7 +193,7 @@ static void draw_range(struct daemon *d, uint64_t max, uint64_t *ret_sector, uin
 
 static uint64_t draw_length_max(struct sim *s) {
     if (sim_chance(&s->world, 15))
-        return 5000;
+        return s->hot_sectors;
     return sim_chance(&s->world, 200) ? 256 : 32;
 }
 
@@ -203,7 +203,18 @@ static void init_range(struct call *c, struct daemon *d, enum bd_op op, uint64_t
                        .req = {.op = op, .off = sector * SECTOR_SIZE, .len = count * SECTOR_SIZE}};
 }
 
+/* Sometimes reaches into what nobody ever writes to. */
+static uint64_t stretch(struct daemon *d, uint64_t sector, uint64_t count, uint64_t more_max) {
+    struct sim_world *w = &d->sim->world;
+    uint64_t sectors = bd_size_bytes(volume_blockdev(d->volume)) / SECTOR_SIZE;
+    if (!sim_chance(w, 50))
+        return count;
+    uint64_t more = sim_skewed(w, 1, more_max);
+    return MIN(count + more, sectors - sector);
+}
+
 static int do_read(struct daemon *d, uint64_t sector, uint64_t count) {
+    count = stretch(d, sector, count, 200);
     struct call c;
     init_range(&c, d, BD_READ, sector, count);
     c.data = c.req.read_buf = xmalloc(c.req.len);
@@ -214,6 +225,7 @@ static int do_read(struct daemon *d, uint64_t sector, uint64_t count) {
 }
 
 static int do_block_status(struct daemon *d, uint64_t sector, uint64_t count) {
+    count = stretch(d, sector, count, 300000);
     struct call c;
     init_range(&c, d, BD_BLOCK_STATUS, sector, count);
     c.extents = xcalloc(BD_STATUS_EXTENTS_MAX, sizeof *c.extents);

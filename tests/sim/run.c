@@ -61,6 +61,8 @@ static void draw_limits(struct sim *s) {
 static void draw_spans(struct sim *s) {
     struct sim_world *w = &s->world;
     s->hot_sectors = (uint32_t)sim_between(w, 128, 768) * 8;
+    if (sim_chance(w, 40)) /* so that one request may be larger than the journal */
+        s->hot_sectors = 24 * 1024;
     checker_add_span(&s->checker, 0, s->hot_sectors);
     uint64_t end =
         sim_chance(w, 200) ? VOLUME_SIZE_MAX / SECTOR_SIZE : UINT64_C(1) << sim_between(w, 16, 40);
