@@ -113,31 +113,9 @@ static int read_at(int fd, uint64_t off, void *bytes, size_t len, struct err *e)
     return 0;
 }
 
-struct size_job {
-    char device[DEVICE_PATH_MAX];
-    uint64_t size;
-};
-
-static int do_size(void *data, struct err *e) {
-    struct size_job *j = data;
-    CLEANUP(fd_close) int fd = -1;
-    return device_open(j->device, O_RDONLY, &fd, &j->size, e);
-}
-
 static void device_name(char name[DEVICE_PATH_MAX], const char *device) {
     int len = snprintf(name, DEVICE_PATH_MAX, "%s", device);
     CHECK(len > 0 && len < DEVICE_PATH_MAX); /* device names come from the agent: /dev/... */
-}
-
-int fs_device_size(const char *device, uint64_t *ret_bytes, struct err *e) {
-    struct size_job j = {0};
-    char key[JOB_KEY_MAX];
-    device_name(j.device, device);
-    snprintf(key, sizeof key, "size of %s", device);
-    int rc = job_run(key, do_size, &j, sizeof j, FS_PROBE_WAIT_MS, e);
-    if (rc == 0)
-        *ret_bytes = j.size;
-    return rc;
 }
 
 static uint64_t marker_off(uint64_t size) {

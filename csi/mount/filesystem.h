@@ -17,9 +17,6 @@ bool fs_supported(const char *fstype);
 /* The smallest device that it can be made on, bytes. */
 uint64_t fs_size_min(const char *fstype);
 
-/* Bytes of a block device. */
-int fs_device_size(const char *device, uint64_t *ret_bytes, struct err *e);
-
 enum fs_content {
     FS_EMPTY,       /* no signature is known, and the first MiB reads zero: may be formatted */
     FS_INTERRUPTED, /* a format of ours was begun and did not end: may be formatted again */

@@ -10,7 +10,6 @@
 enum {
     MOUNT_TEXT_MAX = 256,        /* bytes of a filesystem's type and of mount options kept */
     MOUNT_TIMEOUT_MS = 90000,    /* replaying a journal may take this long */
-    MOUNT_TARGETS_MAX = 256,     /* mounts of one device that are looked at */
     MOUNT_OPTIONS_MAX = 4096,    /* bytes; the CSI limit of mount flags */
     MOUNT_UMOUNT_LAYERS_MAX = 16 /* mounts on top of each other at one path */
 };

@@ -131,10 +131,7 @@ static void test_no_device(void **state) {
     (void)state;
     struct err e;
     struct fs_probe p;
-    uint64_t size;
     assert_int_equal(fs_probe("/nonexistent", &p, &e), -ERR_NOT_FOUND);
-    assert_int_equal(fs_device_size("/nonexistent", &size, &e), -ERR_NOT_FOUND);
-    assert_int_equal(fs_device_size(image, &size, &e), 0);
 }
 
 static void test_stat(void **state) {
