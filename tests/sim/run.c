@@ -57,6 +57,18 @@ static void draw_limits(struct sim *s) {
     s->world.job_us_max = sim_skewed(w, 10, 20000);
 }
 
+/* Writers that are faster than the store: windows and journals fill. */
+static void draw_hurry(struct sim *s) {
+    struct sim_world *w = &s->world;
+    if (!sim_chance(w, 250))
+        return;
+    s->client_count = (unsigned)sim_between(w, 8, 24);
+    s->think_us = 50;
+    s->write_weight = 1500;
+    s->calm.latency_us_max = sim_between(w, 40000, 300000);
+    s->calm.slow = 30;
+}
+
 /* A hot area, and far places at borders of the volume: some appear only when it grows. */
 static void draw_spans(struct sim *s) {
     struct sim_world *w = &s->world;
@@ -93,6 +105,7 @@ static void sim_init(struct sim *s, const struct sim_options *options) {
     draw_spans(s);
     s->calm = draw_faults(&s->world, 1);
     s->storm = draw_faults(&s->world, 10);
+    draw_hurry(s);
     s->bucket = sim_bucket_new(&s->world, &s->calm);
     scenarios_watch_store(s);
     director_draw_spots(s);
