@@ -37,6 +37,7 @@ enum {
     PROGRAM_TIMEOUT_MS = 3600 * 1000,
     DEVICE_PATH_MAX = 256,
     OPTIONS_TEXT_MAX = 4096,
+    EXT4_MAGIC = 0xef53,
 };
 
 static const char marker_text[] =
@@ -133,6 +134,21 @@ static int marker_present(int fd, uint64_t size, bool *ret, struct err *e) {
     return rc;
 }
 
+/* Does a filesystem lie there that was mounted since it was made? Then what looks like a marker is
+ * somebody's data. ext4 notes the time of the last mount, xfs gives its superblock a log sequence
+ * number; mkfs leaves both zero. */
+static int was_mounted(int fd, bool *ret, struct err *e) {
+    enum { XFS_LSN = 240, EXT4 = 1024, EXT4_MTIME = EXT4 + 44, EXT4_MAGIC_OFF = EXT4 + 56 };
+    uint8_t super[2048];
+    int rc = read_at(fd, 0, super, sizeof super, e);
+    if (rc)
+        return rc;
+    bool xfs = memcmp(super, "XFSB", 4) == 0;
+    bool ext4 = load_le16(super + EXT4_MAGIC_OFF) == EXT4_MAGIC;
+    *ret = (xfs && load_be64(super + XFS_LSN) != 0) || (ext4 && load_le32(super + EXT4_MTIME) != 0);
+    return 0;
+}
+
 static int marker_write(int fd, uint64_t size, bool set, struct err *e) {
     if (size < MARKER_DEVICE_MIN)
         return 0;
@@ -195,7 +211,12 @@ static int probe_fd(int fd, uint64_t size, struct fs_probe *p, struct err *e) {
     int rc = marker_present(fd, size, &marker, e);
     if (rc)
         return rc;
-    if (marker) {
+    bool mounted = false;
+    if (marker)
+        rc = was_mounted(fd, &mounted, e);
+    if (rc)
+        return rc;
+    if (marker && !mounted) {
         *p = (struct fs_probe){.content = FS_INTERRUPTED};
         return 0;
     }
@@ -401,7 +422,7 @@ static int ext4_size(int fd, uint64_t *ret_size, uint64_t *ret_block, struct err
         INCOMPAT = 96,
         BLOCKS_HI = 336
     };
-    enum { EXT4_MAGIC = 0xef53, INCOMPAT_64BIT = 0x80 };
+    enum { INCOMPAT_64BIT = 0x80 };
     uint8_t super[512];
     int rc = read_at(fd, SUPER_OFF, super, sizeof super, e);
     if (rc)

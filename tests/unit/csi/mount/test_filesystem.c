@@ -95,6 +95,27 @@ static void test_interrupted_format(void **state) {
     assert_int_equal(fs_check(image, "ext4", &e), 0);
 }
 
+/* The marker's text in a file of a filesystem in use is just data. */
+static void test_marker_as_data(void **state) {
+    (void)state;
+    static const char text[] = "portalbd: a filesystem is being made here, nothing is on it yet\n";
+    struct err e;
+    make_image(64 << 20);
+    assert_int_equal(fs_format(image, "ext4", "", &e), 0);
+    write_at(63 << 20, text, sizeof text);
+    assert_int_equal(probe().content, FS_INTERRUPTED);
+    write_at(1024 + 44, "\x01\x02\x03\x04", 4); /* s_mtime: it was mounted */
+    assert_int_equal(probe().content, FS_FOUND);
+    assert_int_equal(fs_format(image, "ext4", "", &e), -ERR_IN_USE);
+
+    make_image(320 << 20);
+    assert_int_equal(fs_format(image, "xfs", "", &e), 0);
+    write_at(319 << 20, text, sizeof text);
+    assert_int_equal(probe().content, FS_INTERRUPTED);
+    write_at(240, "\0\0\0\1\0\0\0\2", 8); /* sb_lsn */
+    assert_int_equal(probe().content, FS_FOUND);
+}
+
 static void test_ext4_grows_before_it_is_mounted(void **state) {
     (void)state;
     struct err e;
@@ -163,6 +184,7 @@ int main(void) {
         cmocka_unit_test(test_xfs),
         cmocka_unit_test(test_what_is_not_empty_is_left_alone),
         cmocka_unit_test(test_interrupted_format),
+        cmocka_unit_test(test_marker_as_data),
         cmocka_unit_test(test_ext4_grows_before_it_is_mounted),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_no_device),
