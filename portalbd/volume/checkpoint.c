@@ -177,8 +177,11 @@ static int merge_runs(struct volume *v, struct err *e) {
     rc = run.entry_count > 0 ? open_run(v, &run, &reader, e) : 0;
     if (rc < 0)
         return rc;
-    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0) {
+        if (reader)
+            run_reader_unref(reader);
         return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
+    }
     struct manifest m = next_manifest(v);
     m.root.run_count = 0;
     if (reader)
