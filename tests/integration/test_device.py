@@ -40,8 +40,9 @@ def say(text):
 
 def sh(*args, timeout=120, check=True):
     """A program with a time limit; its output."""
-    r = subprocess.run(args, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    need(not check or r.returncode == 0, f"{' '.join(args)}: exit code {r.returncode}\n{r.stdout[-4000:]}")
+    r = subprocess.run(args, timeout=timeout, capture_output=True, text=True, check=False)
+    said = r.stdout[-4000:] + r.stderr[-4000:]
+    need(not check or r.returncode == 0, f"{' '.join(args)}: exit code {r.returncode}\n{said}")
     return r.stdout
 
 
