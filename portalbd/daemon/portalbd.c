@@ -478,6 +478,7 @@ static void set_served_config(struct daemon *d) {
                                               .pool = &d->pool,
                                               .run_dir = d->config.run_dir,
                                               .metrics = d->metrics,
+                                              .scraped = d->config.http_address != NULL,
                                               .journal_size = d->config.journal_size,
                                               .cache_size = d->config.cache_size,
                                               .flush_coalesce_us = d->config.flush_coalesce_us,

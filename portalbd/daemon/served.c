@@ -79,9 +79,8 @@ static void set_counter(struct metrics_counter *c, uint64_t value) {
     metrics_counter_add(c, value - metrics_counter_get(c));
 }
 
-static void sample(struct env_timer *timer) {
-    struct served_metrics *m = container_of(timer, struct served_metrics, timer);
-    struct served *s = m->served;
+void served_sample(struct served *s) {
+    struct served_metrics *m = s->values;
     if (!s->volume)
         return;
     struct volume_status st;
@@ -105,6 +104,11 @@ static void sample(struct env_timer *timer) {
     set_counter(&m->flush_cuts, st.flush_cuts);
     set_counter(&m->checkpoints, st.checkpoints);
     set_counter(&m->merges, st.merges);
+}
+
+static void on_sample(struct env_timer *timer) {
+    struct served *s = container_of(timer, struct served_metrics, timer)->served;
+    served_sample(s);
     env_timer_start(loop_env(s->config.loop), timer, SAMPLE_US);
 }
 
@@ -117,7 +121,7 @@ static void register_metrics(struct served *s) {
     struct metrics_group *g = s->metrics =
         metrics_group_new(s->config.metrics, METRICS_LABELS({"volume", s->target.id}));
     m->served = s;
-    m->timer.fn = sample;
+    m->timer.fn = on_sample;
     const struct {
         const struct metrics_gauge *gauge;
         const char *name, *help;
@@ -153,8 +157,9 @@ static void register_metrics(struct served *s) {
     metrics_gauge_fn_register(g, oldest_seconds, &m->oldest_unflushed_us,
                               "portalbd_oldest_unflushed_seconds",
                               "Age of the oldest write that is not in the store.", NULL);
-    if (s->config.metrics)
-        sample(&m->timer);
+    served_sample(s);
+    if (s->config.scraped)
+        env_timer_start(loop_env(s->config.loop), &m->timer, SAMPLE_US);
 }
 
 /* --- the gate

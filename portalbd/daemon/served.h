@@ -12,6 +12,7 @@ struct served_config {
     struct pool *pool;
     const char *run_dir;
     struct metrics *metrics; /* may be NULL */
+    bool scraped;            /* somebody may look at the metrics at any time, on another thread */
     uint64_t journal_size;   /* bytes; 0: the engine's default, like the next */
     uint64_t cache_size;
     uint64_t flush_coalesce_us;
@@ -66,6 +67,8 @@ void served_drop(struct served *s);
 /* When no front end uses the device any more. Unlocks. */
 void served_free(struct served *s);
 
+/* Brings the engine's metrics up to date; once a second it happens by itself when `scraped`. */
+void served_sample(struct served *s);
 /* What a clean end would still have to upload, in words; "" when nothing. */
 void served_describe_unsaved(struct served *s, char *text, size_t size);
 

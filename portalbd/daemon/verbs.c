@@ -276,6 +276,7 @@ static int verb_metrics(struct served *s, const json_t *args, json_t **ret, stru
         return rc;
     CLEANUP_BUF struct buf all = {0};
     CLEANUP_BUF struct buf page = {0};
+    served_sample(s);
     if (s->config.metrics)
         metrics_render(s->config.metrics, &all);
     char name[METRIC_NAME_MAX], last[METRIC_NAME_MAX] = "";

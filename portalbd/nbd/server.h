@@ -9,7 +9,7 @@
 #include "portalbd/nbd/exports.h"
 
 enum {
-    NBD_CONNECTIONS_MAX = 1024,              /* at the limit nobody is accepted until one leaves */
+    NBD_CONNECTIONS_MAX = 256,               /* at the limit nobody is accepted until one leaves */
     NBD_HANDSHAKES_MAX = 100,                /* of these may still be in the handshake */
     NBD_HANDSHAKE_US_MAX = 10 * 1000 * 1000, /* a handshake, waiting for us not counted */
     NBD_CONNECTION_REQUESTS_MAX = 128,       /* under way in one connection */
