@@ -38,11 +38,10 @@ def say(text):
     print(f"-- {text}", flush=True)
 
 
-def sh(*args, timeout=120, check=True):
+def sh(*args, timeout=120, check=True, stderr=subprocess.STDOUT):
     """A program with a time limit; its output."""
-    r = subprocess.run(args, timeout=timeout, capture_output=True, text=True, check=False)
-    said = r.stdout[-4000:] + r.stderr[-4000:]
-    need(not check or r.returncode == 0, f"{' '.join(args)}: exit code {r.returncode}\n{said}")
+    r = subprocess.run(args, timeout=timeout, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
+    need(not check or r.returncode == 0, f"{' '.join(args)}: exit code {r.returncode}\n{r.stdout[-4000:]}")
     return r.stdout
 
 
@@ -114,7 +113,8 @@ def filesystem(nodes, fstype):
 
 def status_of(node, volume):
     """What the volume's daemon says of itself."""
-    out = sh(program("portalctl"), "--pools", node.pools, "--run-dir", node.run_dir, "-o", "json", "status", volume.id)
+    out = sh(program("portalctl"), "--pools", node.pools, "--run-dir", node.run_dir, "-o", "json", "status", volume.id,
+             stderr=None)
     answer = json.loads(out)
     return answer[0] if isinstance(answer, list) else answer
 
