@@ -88,6 +88,17 @@ static int run_create(struct task *t, struct err *e) {
     return rc;
 }
 
+/* A publish epoch is given out to one node, ever. */
+static void check_epoch(struct sim *s, struct sim_volume *vol, uint64_t epoch, unsigned node) {
+    if (epoch == 0 || epoch >= EPOCHS_MAX)
+        return;
+    unsigned before = vol->node_of[epoch];
+    if (before > 0 && before != node + 1)
+        sim_fail(s, "%s: publish epoch %" PRIu64 " was given to node-%u, and then to node-%u",
+                 vol->name, epoch, before - 1, node);
+    vol->node_of[epoch] = (uint8_t)(node + 1);
+}
+
 static int run_publish(struct task *t, struct err *e) {
     struct controller *c = t->controller;
     char node[16];
@@ -100,6 +111,7 @@ static int run_publish(struct task *t, struct err *e) {
     volume_info_release(&info);
     if (c->dead)
         return 0;
+    check_epoch(c->sim, t->vol, epoch, t->node);
     t->vol->published = true;
     t->vol->publish_epoch = MAX(t->vol->publish_epoch, epoch);
     if (t->start && t->vol->state == LIVE)

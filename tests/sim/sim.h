@@ -16,7 +16,7 @@
 #include "tests/sim/sim_env.h"
 #include "tests/sim/sim_store.h"
 
-enum { NODES = 3, CONTROLLERS = 2, SIM_FINDING_MAX = FINDING_MAX + 64 };
+enum { NODES = 3, CONTROLLERS = 2, EPOCHS_MAX = 256, SIM_FINDING_MAX = FINDING_MAX + 64 };
 #define SIM_POOL "sim"
 
 struct sim_options {
@@ -115,12 +115,13 @@ struct sim_volume {
     struct image *origin;
     uint64_t size_bytes; /* asked for at creation */
     bool published;
-    uint64_t publish_epoch; /* of the last publish that succeeded */
-    unsigned kills_in_open; /* in a row */
-    unsigned busy;          /* lifecycle tasks under way */
-    unsigned tasks_begun;   /* lifecycle tasks so far */
-    unsigned opens_begun;   /* daemons that were started so far */
-    unsigned snaps, clones; /* made of it that may live */
+    uint64_t publish_epoch;      /* of the last publish that succeeded */
+    unsigned kills_in_open;      /* in a row */
+    unsigned busy;               /* lifecycle tasks under way */
+    uint8_t node_of[EPOCHS_MAX]; /* publish epoch -> node + 1 that it was given out to */
+    unsigned tasks_begun;        /* lifecycle tasks so far */
+    unsigned opens_begun;        /* daemons that were started so far */
+    unsigned snaps, clones;      /* made of it that may live */
 };
 
 /* A step at which processes of this run like to fall asleep: right after they asked the store for
