@@ -1,10 +1,12 @@
 /* The verbs of the control socket (docs/control.md), on the volume that the socket is of. All are
  * fibers; `status` and `stats` do not wait. */
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "portalbd/blockdev/validate.h"
 #include "portalbd/daemon/served.h"
+#include "portalbd/objstore/retry.h"
 #include "portalbd/objstore/stats.h"
 
 enum {
@@ -27,6 +29,19 @@ static void set_text(json_t *j, const char *name, const char *value) {
     json_object_set_new(j, name, text ? text : json_string("?"));
 }
 
+/* What the volume itself cannot know: why it waits. */
+static void set_why(json_t *j, const struct served *s, const struct volume_status *st) {
+    const struct retry_state *store = objstore_open_retry_state(s->config.pool->store);
+    char why[ERR_TEXT_MAX + 80] = "";
+    if (st->health == VOLUME_HEALTH_WAITING)
+        snprintf(why, sizeof why, "nothing could be stored for %llu s: %s",
+                 (unsigned long long)(st->oldest_unflushed_us / 1000000),
+                 store->trouble_since_us ? store->last.text : "the store does not answer");
+    else if (st->health != VOLUME_HEALTH_OK)
+        snprintf(why, sizeof why, "%s", st->why.text);
+    set_text(j, "why", why);
+}
+
 static int verb_status(struct served *s, const json_t *args, json_t **ret, struct err *e) {
     (void)args;
     (void)e;
@@ -38,7 +53,7 @@ static int verb_status(struct served *s, const json_t *args, json_t **ret, struc
     set_text(j, "version", PORTALBD_VERSION);
     set_u64(j, "pid", (uint64_t)getpid());
     set_text(j, "health", health_names[st.health]);
-    set_text(j, "why", st.health == VOLUME_HEALTH_OK ? "" : st.why.text);
+    set_why(j, s, &st);
     json_object_set_new(j, "closing", json_boolean(s->closing));
     json_object_set_new(j, "read_only", json_boolean(s->dev->read_only));
     set_u64(j, "size_bytes", st.size_bytes);
