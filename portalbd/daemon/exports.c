@@ -15,9 +15,12 @@
 #include "common/mem.h"
 #include "portalbd/daemon/daemon.h"
 
+enum { ATTEMPTS_MAX = 16 }; /* of an export that others open and close meanwhile */
+
 struct export {
     struct list_node node;
     char *name;            /* owned; as it was asked for */
+    char id[ID_MAX];       /* of volume or snapshot, as soon as it is known; else "" */
     struct served *served; /* NULL while OPENING */
     bool published;        /* by us */
     bool dropping;         /* a fiber closes and frees it */
@@ -25,7 +28,8 @@ struct export {
     struct err failure; /* of opening: for those who waited */
     unsigned waiting;   /* fibers that wait for the end of OPENING */
     bool failed;
-    struct waitq opened;
+    bool dropped;        /* those who waited open it anew */
+    struct waitq opened; /* also for the end of `dropping` */
 };
 
 struct exports {
@@ -97,12 +101,14 @@ static int find_target(struct daemon *d, const char *name, struct served_target 
 /* --- opening
  * ------------------------------------------------------------------------------------------ */
 
+/* By the name it was opened with, its volume's, or its id. */
 static struct export *find_export(struct exports *x, const char *name) {
     list_for_each (&x->items, n) {
         struct export *o = list_entry(n, struct export, node);
-        const struct served_target *t = o->served ? &o->served->target : NULL;
-        if (strcmp(o->name, name) == 0 ||
-            (t && (strcmp(t->id, name) == 0 || strcmp(t->name, name) == 0)))
+        if (o->failed || o->dropped)
+            continue; /* only who waited for it still looks at it */
+        if (strcmp(o->name, name) == 0 || strcmp(o->id, name) == 0 ||
+            (o->served && strcmp(o->served->target.name, name) == 0))
             return o;
     }
     return NULL;
@@ -132,8 +138,7 @@ static void drop_fiber(void *arg) {
     struct drop *k = arg;
     struct exports *x = k->exports;
     close_and_free(x, k->export);
-    k->export->failed = true;
-    err_set_text(&k->export->failure, -ERR_BUSY, "it has just been closed: connect again");
+    k->export->dropped = true;
     waitq_wake_all(&k->export->opened);
     if (!k->export->waiting)
         free_export(x, k->export);
@@ -151,54 +156,85 @@ static void unused(struct exports *x, struct export *o) {
     fiber_start(x->daemon->env, drop_fiber, k);
 }
 
-static int open_new(struct exports *x, struct export *o, struct err *e) {
+/* -ERR_STALE: ret_id is that of an export that is there already, under another name. */
+static int open_target(struct exports *x, struct export *o, char ret_id[ID_MAX], struct err *e) {
     struct served_target target;
     int rc = find_target(x->daemon, o->name, &target, e);
     if (rc < 0)
         return rc;
+    struct export *same = find_export(x, target.id);
+    if (same && same != o) {
+        memcpy(ret_id, target.id, ID_MAX);
+        return err_set(e, -ERR_STALE, "it is open as '%s'", same->name);
+    }
+    memcpy(o->id, target.id, ID_MAX);
     o->published = !target.is_snapshot;
     return served_open(&x->daemon->served_config, &target, &o->served, e);
 }
 
+static int open_new(struct exports *x, const char *name, struct export **ret, char ret_id[ID_MAX],
+                    struct err *e) {
+    if (x->count >= EXPORTS_OPEN_MAX)
+        return err_set(e, -ERR_OVERLOAD, "%d exports are open, which is the limit",
+                       EXPORTS_OPEN_MAX);
+    struct export *o = NEW(struct export);
+    o->name = xstrdup(name);
+    waitq_init(&o->opened);
+    list_push_back(&x->items, &o->node);
+    x->count++;
+    int rc = open_target(x, o, ret_id, &o->failure);
+    waitq_wake_all(&o->opened);
+    if (rc == 0) {
+        *ret = o;
+        return 0;
+    }
+    o->failed = rc != -ERR_STALE;
+    o->dropped = !o->failed;
+    err_copy(e, &o->failure);
+    if (!o->waiting)
+        free_export(x, o);
+    return rc;
+}
+
+/* Waits for who opens or closes it. -ERR_STALE: look again. */
+static int await_export(struct exports *x, struct export *o, struct err *e) {
+    int rc = 0;
+    o->waiting++;
+    while (rc == 0 && !o->failed && !o->dropped && (!o->served || o->dropping))
+        rc = waitq_wait(x->daemon->env, &o->opened);
+    o->waiting--;
+    if (rc < 0)
+        rc = err_set(e, -ERR_SHUTDOWN, "the server is shutting down");
+    else if (o->failed)
+        rc = err_copy(e, &o->failure);
+    else if (o->dropped)
+        rc = err_set(e, -ERR_STALE, "it was closed meanwhile");
+    if ((o->failed || o->dropped) && !o->waiting)
+        free_export(x, o);
+    return rc;
+}
+
 /* fiber. Opens it, or waits for who does. */
 static int open_export(struct exports *x, const char *name, struct export **ret, struct err *e) {
-    struct export *o = find_export(x, name);
-    if (!o) {
-        if (x->count >= EXPORTS_OPEN_MAX)
-            return err_set(e, -ERR_OVERLOAD, "%d exports are open, which is the limit",
-                           EXPORTS_OPEN_MAX);
-        o = NEW(struct export);
-        o->name = xstrdup(name);
-        waitq_init(&o->opened);
-        list_push_back(&x->items, &o->node);
-        x->count++;
-        int rc = open_new(x, o, &o->failure);
-        o->failed = rc < 0;
-        waitq_wake_all(&o->opened);
-        if (o->failed) {
-            err_copy(e, &o->failure);
-            log_warn("an export was not opened", LOG_STR("export", name), LOG_ERR(&o->failure));
-            if (!o->waiting)
-                free_export(x, o);
-            return rc;
-        }
-    } else if (!o->served || o->dropping) {
-        o->waiting++;
+    char id[ID_MAX], same[ID_MAX];
+    for (unsigned i = 0; i < ATTEMPTS_MAX; i++) {
+        struct export *o = find_export(x, name);
         int rc = 0;
-        while (rc == 0 && !o->failed && (!o->served || o->dropping))
-            rc = waitq_wait(x->daemon->env, &o->opened);
-        o->waiting--;
-        if (rc < 0)
-            rc = err_set(e, -ERR_SHUTDOWN, "the server is shutting down");
-        else if (o->failed)
-            rc = err_copy(e, &o->failure);
-        if (o->failed && !o->waiting)
-            free_export(x, o);
-        if (rc < 0)
-            return rc;
+        if (!o) {
+            same[0] = '\0';
+            rc = open_new(x, name, &o, same, e);
+            if (same[0])
+                name = memcpy(id, same, sizeof id);
+        } else if (!o->served || o->dropping) {
+            rc = await_export(x, o, e);
+        }
+        if (rc == -ERR_STALE)
+            continue;
+        if (rc == 0)
+            *ret = o;
+        return rc;
     }
-    *ret = o;
-    return 0;
+    return err_set(e, -ERR_BUSY, "export '%s' comes and goes: connect again", name);
 }
 
 static bool is_allowed(const struct daemon *d, const char *name) {
@@ -222,8 +258,12 @@ static int lookup(struct exports *x, struct nbd_lookup *l) {
     if (!is_allowed(d, name))
         return err_set(&l->err, -ERR_NOT_FOUND, "there is no export '%s' here", name);
     int rc = open_export(x, name, &o, &l->err);
-    if (rc < 0)
+    if (rc < 0) {
+        static struct log_limit limit;
+        log_warn_limited(&limit, "an export was not opened", LOG_STR("export", name),
+                         LOG_ERR(&l->err));
         return rc;
+    }
     o->users++;
     l->dev = o->served->dev;
     l->description = o->served->target.id;
