@@ -13,8 +13,7 @@
 
 #define CLEANUP_SECRETS CLEANUP(csi_map_wipe)
 
-/* --- answers ------------------------------------------------------------------------------------
- */
+/* --- answers --- */
 
 static Csi__V1__VolumeContentSource *source_new(struct rpc_call *call,
                                                 const struct volume_record *r) {
@@ -61,8 +60,7 @@ Csi__V1__Volume *volume_new(struct rpc_call *call, const struct volume_info *inf
     return v;
 }
 
-/* --- calls on one volume ------------------------------------------------------------------------
- */
+/* --- calls on one volume --- */
 
 /* The frame of every call that names a volume: its pool, its lock, its credentials. */
 struct volume_call {
@@ -125,8 +123,7 @@ static int delete_volume(struct rpc_call *call, const Csi__V1__DeleteVolumeReque
     return rc == -ERR_NOT_FOUND ? 0 : rc; /* what is no id of ours does not exist */
 }
 
-/* --- publish, unpublish -------------------------------------------------------------------------
- */
+/* --- publish, unpublish --- */
 
 static int publish_fn(struct catalog *catalog, void *arg, struct err *e) {
     struct volume_arg *a = arg;
@@ -232,8 +229,7 @@ static int controller_unpublish_volume(struct rpc_call *call,
     return rc == -ERR_NOT_FOUND ? 0 : rc;
 }
 
-/* --- questions ----------------------------------------------------------------------------------
- */
+/* --- questions --- */
 
 static int get_fn(struct catalog *catalog, void *arg, struct err *e) {
     struct volume_arg *a = arg;
@@ -324,8 +320,7 @@ static int controller_get_volume(struct rpc_call *call,
     return 0;
 }
 
-/* --- ListVolumes --------------------------------------------------------------------------------
- */
+/* --- ListVolumes --- */
 
 struct list_arg {
     const char *token;
@@ -383,8 +378,7 @@ static int list_volumes(struct rpc_call *call, const Csi__V1__ListVolumesRequest
     return 0;
 }
 
-/* --- ControllerExpandVolume ---------------------------------------------------------------------
- */
+/* --- ControllerExpandVolume --- */
 
 static int expand_fn(struct catalog *catalog, void *arg, struct err *e) {
     struct volume_arg *a = arg;
@@ -427,8 +421,7 @@ static int controller_expand_volume(struct rpc_call *call,
     return 0;
 }
 
-/* --- capabilities -------------------------------------------------------------------------------
- */
+/* --- capabilities --- */
 
 static int controller_get_capabilities(struct rpc_call *call,
                                        const Csi__V1__ControllerGetCapabilitiesRequest *request,

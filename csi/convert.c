@@ -8,8 +8,7 @@
 #include "csi/mount/filesystem.h"
 #include "portalbd/catalog/catalog.h"
 
-/* --- maps ---------------------------------------------------------------------------------------
- */
+/* --- maps --- */
 
 /* The shape of every generated ...Entry of a map<string, string>. */
 struct csi_map_entry {
@@ -53,8 +52,7 @@ void csi_map_wipe(struct string_map *secrets) {
     string_map_release(secrets);
 }
 
-/* --- text ---------------------------------------------------------------------------------------
- */
+/* --- text --- */
 
 /* csi.proto: U+0000-0008, 000B, 000C, 000E-001F, 007F-009F are banned. */
 static bool has_banned_character(const char *s) {
@@ -95,8 +93,7 @@ int csi_check_path(const char *value, const char *field, struct err *e) {
     return 0;
 }
 
-/* --- capabilities -------------------------------------------------------------------------------
- */
+/* --- capabilities --- */
 
 static int parse_mode(const Csi__V1__VolumeCapability__AccessMode *mode, struct csi_capability *ret,
                       struct err *e) {
@@ -194,8 +191,7 @@ Csi__V1__VolumeCapability *csi_capability_copy(struct rpc_call *call,
     return to;
 }
 
-/* --- sizes --------------------------------------------------------------------------------------
- */
+/* --- sizes --- */
 
 uint64_t csi_size_round(uint64_t size, uint64_t limit) {
     uint64_t rounded = ALIGN_UP(size, (uint64_t)CSI_SIZE_STEP);

@@ -107,8 +107,7 @@ static bool has_node(const struct driver *d) {
     return d->config.mode != MODE_CONTROLLER;
 }
 
-/* --- start --------------------------------------------------------------------------------------
- */
+/* --- start --- */
 
 static void start_controller(struct driver *d) {
     d->loop = loop_new(LOOP_WORKERS);
@@ -180,8 +179,7 @@ static int start(struct driver *d, struct err *e) {
     return rc;
 }
 
-/* --- stop ---------------------------------------------------------------------------------------
- */
+/* --- stop --- */
 
 /* A handler sits in a system call that does not return: nothing can be freed any more. */
 NORETURN static void leave_at_once(const struct err *e) {

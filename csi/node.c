@@ -16,8 +16,7 @@
 #include "csi/mount/mounts.h"
 #include "csi/node_internal.h"
 
-/* --- the agent ----------------------------------------------------------------------------------
- */
+/* --- the agent --- */
 
 /* "1.2.3" -> 1 */
 static long major_version(const char *version) {
@@ -47,8 +46,7 @@ int agent_check(struct node *n, struct rpc_call *call, char **ret_node_id, struc
     return 0;
 }
 
-/* --- stage --------------------------------------------------------------------------------------
- */
+/* --- stage --- */
 
 static int node_stage_volume(struct rpc_call *call, const Csi__V1__NodeStageVolumeRequest *request,
                              Csi__V1__NodeStageVolumeResponse *response, struct err *e) {
@@ -78,8 +76,7 @@ static int node_stage_volume(struct rpc_call *call, const Csi__V1__NodeStageVolu
     return rc;
 }
 
-/* --- unstage ------------------------------------------------------------------------------------
- */
+/* --- unstage --- */
 
 struct other_mount {
     const char *ignore[2]; /* paths; NULL: none */
@@ -150,8 +147,7 @@ static int node_unstage_volume(struct rpc_call *call,
     return rc && e ? err_wrap(e, "volume '%.64s'", request->volume_id) : rc;
 }
 
-/* --- publish ------------------------------------------------------------------------------------
- */
+/* --- publish --- */
 
 /* Is the target a mount of our device? For a block volume: of its node. */
 static bool target_is_ours(const char *target, const struct mount_entry *entry,
@@ -289,8 +285,7 @@ static int node_unpublish_volume(struct rpc_call *call,
     return rc;
 }
 
-/* --- stats --------------------------------------------------------------------------------------
- */
+/* --- stats --- */
 
 /* Is the volume at this path? A path that is not absolute is just not found. */
 static int find_at_path(const char *path, const struct device *d, bool *ret_block, struct err *e) {
@@ -384,8 +379,7 @@ static int node_get_volume_stats(struct rpc_call *call,
     return 0;
 }
 
-/* --- expand -------------------------------------------------------------------------------------
- */
+/* --- expand --- */
 
 static int grow_at_path(const char *path, const struct device *d, struct err *e) {
     struct mount_entry entry;
@@ -422,8 +416,7 @@ static int node_expand_volume(struct rpc_call *call,
     return rc;
 }
 
-/* --- capabilities and info ----------------------------------------------------------------------
- */
+/* --- capabilities and info --- */
 
 static int node_get_capabilities(struct rpc_call *call,
                                  const Csi__V1__NodeGetCapabilitiesRequest *request,

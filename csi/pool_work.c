@@ -57,8 +57,7 @@ int pool_of_id(const char *id, enum id_kind kind, char pool[POOL_NAME_MAX], stru
     return 0;
 }
 
-/* --- lists --------------------------------------------------------------------------------------
- */
+/* --- lists --- */
 
 struct names_work {
     struct controller *controller;

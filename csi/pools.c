@@ -58,8 +58,7 @@ void pools_free(struct pools *p) {
     free(p);
 }
 
-/* --- the file -----------------------------------------------------------------------------------
- */
+/* --- the file --- */
 
 /* Entries whose lines are no longer in the file are not given out again. */
 static void mark_stale(struct pools *p) {
@@ -105,8 +104,7 @@ static int refresh(struct pools *p, struct err *e) {
     return 0;
 }
 
-/* --- entries ------------------------------------------------------------------------------------
- */
+/* --- entries --- */
 
 static int apply_secrets(struct pool_config *config, const struct string_map *secrets,
                          struct err *e) {

@@ -133,8 +133,7 @@ int get_snapshot(struct rpc_call *call, const Csi__V1__GetSnapshotRequest *reque
     return 0;
 }
 
-/* --- ListSnapshots ------------------------------------------------------------------------------
- */
+/* --- ListSnapshots --- */
 
 static void add_entry(struct rpc_call *call, Csi__V1__ListSnapshotsResponse *response,
                       const struct snapshot_info *info) {

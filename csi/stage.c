@@ -33,8 +33,7 @@ static const char *wanted_fstype(const struct staging *s) {
     return s->capability.fstype[0] ? s->capability.fstype : context[0] ? context : "ext4";
 }
 
-/* --- the device ---------------------------------------------------------------------------------
- */
+/* --- the device --- */
 
 static int device_set(struct device *d, const char *path, uint64_t size_bytes, struct err *e) {
     struct stat st;
@@ -138,8 +137,7 @@ static int grow_to_promise(struct node *n, struct rpc_call *call, const struct s
     return grow_device(n, call, s->volume_id, size, d, e);
 }
 
-/* --- the filesystem -----------------------------------------------------------------------------
- */
+/* --- the filesystem --- */
 
 static int format_empty(const struct staging *s, const struct device *d,
                         const struct fs_probe *probe, struct err *e) {

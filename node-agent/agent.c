@@ -76,8 +76,7 @@ struct agent {
     struct metrics_results attach_results, detach_results;
 };
 
-/* --- the table ----------------------------------------------------------------------------------
- */
+/* --- the table --- */
 
 static struct attachment *find(struct agent *a, const char *volume) {
     list_for_each (&a->attachments, n) {
@@ -135,8 +134,7 @@ static struct attachment *attachment_new(struct agent *a, const struct attach_st
     return at;
 }
 
-/* --- work on workers
- * ------------------------------------------------------------------------------ */
+/* --- work on workers --- */
 
 struct work {
     struct attachment *at;
@@ -218,8 +216,7 @@ static void grow_work(void *arg) {
     w->rc = b->ops->grow(b, w->at->state.volume, w->size_bytes, &w->e);
 }
 
-/* --- up
- * --------------------------------------------------------------------------------------------- */
+/* --- up --- */
 
 static int start_daemon(struct attachment *at, int device_fd, struct err *e) {
     struct agent *a = at->agent;
@@ -279,8 +276,7 @@ static int bring_up(struct attachment *at, struct err *e) {
     return run(at, &w, save_work, e);
 }
 
-/* --- down
- * --------------------------------------------------------------------------------------------- */
+/* --- down --- */
 
 static void kill_daemon(struct attachment *at) {
     if (!at->daemon || at->daemon->exited)
@@ -353,8 +349,7 @@ static void clean_up(struct attachment *at) {
                   LOG_STR("volume", at->state.volume), LOG_ERR(&w.e));
 }
 
-/* --- the fiber
- * ------------------------------------------------------------------------------------------ */
+/* --- the fiber --- */
 
 /* What the death of a serving daemon means. Until the journal outlives it, the writes that it
  * acknowledged and had not stored are lost: going on would break prefix consistency for the
@@ -489,9 +484,7 @@ static void attachment_run(struct attachment *at) {
     fiber_start(at->agent->env, attachment_main, at);
 }
 
-/* --- calls
- * -----------------------------------------------------------------------------------------------
- */
+/* --- calls --- */
 
 static const char *phase_word(enum attachment_phase phase) {
     static const char *const words[] = {"attaching", "attached", "detaching", "failed", "gone"};
@@ -758,8 +751,7 @@ const struct agent_config *agent_config(const struct agent *a) {
     return &a->config;
 }
 
-/* --- start and stop
- * ----------------------------------------------------------------------------------------- */
+/* --- start and stop --- */
 
 struct start_work {
     struct agent *a;

@@ -41,8 +41,7 @@ static int check_volume(const char *volume, struct err *e) {
     return volume[0] ? 0 : err_set(e, -ERR_INVALID, "volume_id is empty");
 }
 
-/* --- attach -------------------------------------------------------------------------------------
- */
+/* --- attach --- */
 
 static void ask_attach(void *arg) {
     struct question *q = arg;
@@ -96,8 +95,7 @@ static int on_attach(struct rpc_call *call, const Portalbd__Agent__V1__AttachVol
     return 0;
 }
 
-/* --- detach, grow
- * ---------------------------------------------------------------------------------- */
+/* --- detach, grow --- */
 
 static void ask_detach(void *arg) {
     struct question *q = arg;
@@ -127,8 +125,7 @@ static int on_grow(struct rpc_call *call, const Portalbd__Agent__V1__GrowVolumeR
     return rc;
 }
 
-/* --- questions
- * ---------------------------------------------------------------------------------------- */
+/* --- questions --- */
 
 static Portalbd__Agent__V1__AttachmentState state_of(enum attachment_phase phase) {
     switch (phase) {

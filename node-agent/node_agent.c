@@ -107,8 +107,7 @@ struct node_agent {
     int exit_code;
 };
 
-/* --- the node
- * ------------------------------------------------------------------------------------- */
+/* --- the node --- */
 
 static char *default_node_id(void) {
     char name[256];
@@ -184,8 +183,7 @@ static int open_backends(struct node_agent *n, struct err *e) {
     return n->backend_count ? 0 : err_set(e, -ERR_UNSUPPORTED, "no backend works on this node");
 }
 
-/* --- life
- * -------------------------------------------------------------------------------------------- */
+/* --- life --- */
 
 static int start_server(struct node_agent *n, struct err *e) {
     const struct rpc_server_config config = {

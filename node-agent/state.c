@@ -22,7 +22,7 @@ struct state_dir {
     char boot_id[STATE_BOOT_ID_MAX];
 };
 
-/* --- attach file <-> struct ------------------------------------------------------------------- */
+/* --- attach file <-> struct --- */
 
 void attach_state_encode(struct buf *out, const struct attach_state *s) {
     json_t *j =
@@ -92,8 +92,7 @@ int attach_state_decode(struct attach_state *ret, struct view in, struct err *e)
     return 0;
 }
 
-/* --- files -------------------------------------------------------------------------------------
- */
+/* --- files --- */
 
 static int write_all(int fd, struct view v) {
     while (v.len) {
@@ -247,8 +246,7 @@ int state_remove(struct state_dir *d, const char *volume, struct err *e) {
     return 0;
 }
 
-/* --- listing ------------------------------------------------------------------------------------
- */
+/* --- listing --- */
 
 void attach_states_release(struct attach_states *s) {
     free(s->items);

@@ -28,8 +28,7 @@ enum {
     ARGS_MAX = 32,
 };
 
-/* --- processes ----------------------------------------------------------------------------------
- */
+/* --- processes --- */
 
 /* Field 22 of /proc/<pid>/stat; the name in field 2 may hold anything, so count from its end. */
 static bool read_start_time(int64_t pid, uint64_t *ret) {
@@ -75,8 +74,7 @@ void daemon_describe_end(const struct daemon *d, char *text, size_t size) {
         snprintf(text, size, "exited with code %d", d->exit_code);
 }
 
-/* --- what it says
- * --------------------------------------------------------------------------------*/
+/* --- what it says --- */
 
 static int code_of_name(const char *name) {
 #define ERR_CODE(code, eno, retryable, nbd, grpc)                                                  \
@@ -124,8 +122,7 @@ static void on_ready(struct loop_watch *watch, int events) {
     waitq_wake_all(d->changed);
 }
 
-/* --- spawn and adopt
- * ------------------------------------------------------------------------------*/
+/* --- spawn and adopt --- */
 
 struct args {
     char *items[ARGS_MAX + 1]; /* owned */
@@ -288,8 +285,7 @@ void daemon_free(struct daemon *d) {
     free(d);
 }
 
-/* --- waiting
- * ---------------------------------------------------------------------------------------*/
+/* --- waiting --- */
 
 /* Time that is left of a limit that began at start_us. */
 static uint64_t left_us(struct env *env, uint64_t start_us, uint64_t limit_us) {

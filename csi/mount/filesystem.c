@@ -43,8 +43,7 @@ enum {
 static const char marker_text[] =
     "portalbd: a filesystem is being made here, nothing is on it yet\n";
 
-/* --- kinds --------------------------------------------------------------------------------------
- */
+/* --- kinds --- */
 
 static const struct kind {
     const char *name;
@@ -75,8 +74,7 @@ uint64_t fs_size_min(const char *fstype) {
     return k ? k->size_min : 0;
 }
 
-/* --- looking ------------------------------------------------------------------------------------
- */
+/* --- looking --- */
 
 static void fd_close(int *fd) {
     if (*fd >= 0)
@@ -256,8 +254,7 @@ int fs_probe(const char *device, struct fs_probe *ret, struct err *e) {
     return rc;
 }
 
-/* --- formatting ---------------------------------------------------------------------------------
- */
+/* --- formatting --- */
 
 /* Splits text at blanks, in place; -1: too many words. */
 static int split_words(char *text, const char **words, int max) {
@@ -363,8 +360,7 @@ int fs_format(const char *device, const char *fstype, const char *options, struc
     return job_run(key, do_format, &j, sizeof j, FS_WAIT_MS, e);
 }
 
-/* --- checking -----------------------------------------------------------------------------------
- */
+/* --- checking --- */
 
 struct check_job {
     char device[DEVICE_PATH_MAX];
@@ -402,8 +398,7 @@ int fs_check(const char *device, const char *fstype, struct err *e) {
     return job_run(key, do_check_ext4, &j, sizeof j, FS_WAIT_MS, e);
 }
 
-/* --- growing ------------------------------------------------------------------------------------
- */
+/* --- growing --- */
 
 struct grow_job {
     char device[DEVICE_PATH_MAX];
@@ -489,8 +484,7 @@ int fs_grow(const char *device, const char *fstype, const char *mount_point, str
     return job_run(key, do_grow, &j, sizeof j, FS_WAIT_MS, e);
 }
 
-/* --- counting -----------------------------------------------------------------------------------
- */
+/* --- counting --- */
 
 struct stat_job {
     char path[1024];

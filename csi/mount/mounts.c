@@ -14,8 +14,7 @@
 #include "common/mem.h"
 #include "csi/mount/job.h"
 
-/* --- reading ------------------------------------------------------------------------------------
- */
+/* --- reading --- */
 
 static void table_unref(struct libmnt_table **t) {
     mnt_unref_table(*t);
@@ -100,8 +99,7 @@ int mount_for_each_of_device(dev_t device, const char *device_path,
     return 0;
 }
 
-/* --- mounting -----------------------------------------------------------------------------------
- */
+/* --- mounting --- */
 
 struct mount_job {
     char source[1024];
@@ -184,8 +182,7 @@ int mount_bind(const char *source, const char *target, bool read_only, struct er
     return mount_job_run(&m, e);
 }
 
-/* --- unmounting ---------------------------------------------------------------------------------
- */
+/* --- unmounting --- */
 
 struct umount_job {
     char path[1024];

@@ -35,8 +35,7 @@ void run_stop_all(void) {
     CHECK(eventfd_write(stop_fd, 1) == 0);
 }
 
-/* --- programs that did not die ------------------------------------------------------------------
- */
+/* --- programs that did not die --- */
 
 enum { ABANDONED_MAX = 64 };
 static struct {
@@ -60,8 +59,7 @@ static void abandon(pid_t pid) {
     pthread_mutex_unlock(&abandoned.mutex);
 }
 
-/* --- one program --------------------------------------------------------------------------------
- */
+/* --- one program --- */
 
 static int spawn(const char *const *argv, int output_fd, pid_t *ret_pid) {
     posix_spawn_file_actions_t files;

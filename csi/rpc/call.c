@@ -20,8 +20,7 @@
 #include "csi/rpc/rpc_internal.h"
 #include "csi/rpc/wire_check.h"
 
-/* --- life ---------------------------------------------------------------------------------------
- */
+/* --- life --- */
 
 static void call_unref(struct rpc_call *call) {
     if (atomic_fetch_sub(&call->refs, 1) != 1)
@@ -86,8 +85,7 @@ static void call_refuse(struct rpc_call *call, int code, const char *why) {
     call_finish(call, &e, NULL);
 }
 
-/* --- worker -------------------------------------------------------------------------------------
- */
+/* --- worker --- */
 
 /* The request out of the payload, in the call's arena; NULL with *e. What cannot be parsed is
  * INTERNAL, as grpc/doc/statuscodes.md wants it. */
@@ -174,9 +172,7 @@ void rpc_call_run(struct rpc_call *call) {
     call_unref(call);
 }
 
-/* --- poller: never waits, never runs a handler
- * -----------------------------------------------------
- */
+/* --- poller: never waits, never runs a handler --- */
 
 static void on_close(struct rpc_call *call, bool ok) {
     (void)ok;
@@ -263,8 +259,7 @@ void rpc_call_arm(struct rpc_server *s) {
     CHECK(rc == GRPC_CALL_OK);
 }
 
-/* --- what handlers see --------------------------------------------------------------------------
- */
+/* --- what handlers see --- */
 
 void *rpc_alloc(struct rpc_call *call, size_t size) {
     void *p = arena_alloc(&call->arena, size);

@@ -28,8 +28,7 @@ enum {
     RPC_DEPTH_MAX = 32,                  /* messages inside messages */
 };
 
-/* --- a call, as its handler sees it ------------------------------------------------------------
- */
+/* --- a call, as its handler sees it --- */
 
 /* One call. Valid only inside its handler (and the hooks), on the handler's thread, except where
  * said. */
@@ -62,8 +61,7 @@ int64_t rpc_call_time_left_ms(const struct rpc_call *call);
 const char *rpc_call_method(const struct rpc_call *call); /* "/csi.v1.Node/NodeStageVolume" */
 void *rpc_call_user(const struct rpc_call *call);         /* what was given with the service */
 
-/* --- server ------------------------------------------------------------------------------------
- */
+/* --- server --- */
 
 /* What a call came to, for the hook `done`. */
 struct rpc_outcome {
@@ -127,8 +125,7 @@ const void *rpc_call_ops(const struct rpc_call *call);
  * they are answered while all others are busy (health checks). */
 void rpc_server_mark_quick(struct rpc_server *s, const ProtobufCServiceDescriptor *service);
 
-/* --- client ------------------------------------------------------------------------------------
- */
+/* --- client --- */
 
 /* Connects when it is first used, and again whenever the server comes back. Any thread, many calls
  * at once. */
@@ -151,8 +148,7 @@ int rpc_client_call(const struct rpc_client_call *how, const char *path,
                     const ProtobufCMessage *request, const ProtobufCMessageDescriptor *type,
                     ProtobufCMessage **ret_response, struct err *e);
 
-/* --- both --------------------------------------------------------------------------------------
- */
+/* --- both --- */
 
 /* google.rpc.Code -> -ERR_x; 0 -> 0. */
 int rpc_err_from_code(int grpc_code);

@@ -22,8 +22,7 @@
 #include "csi/rpc/rpc_internal.h"
 #include "csi/rpc/thread.h"
 
-/* --- set-up -------------------------------------------------------------------------------------
- */
+/* --- set-up --- */
 
 static void on_core_stopped(struct rpc_call *server, bool ok);
 
@@ -107,8 +106,7 @@ static void register_metrics(struct rpc_server *s) {
                              "Calls refused because too many were waiting.", NULL);
 }
 
-/* --- the queue of calls -------------------------------------------------------------------------
- */
+/* --- the queue of calls --- */
 
 static void queue_push(struct rpc_queue *q, struct rpc_call *call) {
     call->queue_next = NULL;
@@ -173,8 +171,7 @@ static void *quick_worker_main(void *arg) {
     return NULL;
 }
 
-/* --- the poller ---------------------------------------------------------------------------------
- */
+/* --- the poller --- */
 
 static void *poller_main(void *arg) {
     struct rpc_server *s = arg;
@@ -214,8 +211,7 @@ const struct rpc_method_entry *rpc_server_method(const struct rpc_server *s, grp
     return NULL;
 }
 
-/* --- start and stop -----------------------------------------------------------------------------
- */
+/* --- start and stop --- */
 
 static void on_accepted(void *arg, int fd) {
     struct rpc_server *s = arg;

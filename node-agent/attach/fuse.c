@@ -71,8 +71,7 @@ static int read_mountinfo(struct buf *ret, struct err *e) {
     return rc;
 }
 
-/* --- discover ----------------------------------------------------------------------------------
- */
+/* --- discover --- */
 
 struct collect {
     struct fuse_backend *backend;
@@ -127,8 +126,7 @@ static int is_mounted(struct attach_backend *b, const char *volume, bool *ret_mo
     return 0;
 }
 
-/* --- prepare, attach, grow ----------------------------------------------------------------------
- */
+/* --- prepare, attach, grow --- */
 
 static int fuse_probe(struct attach_backend *b, struct err *e) {
     (void)b;
@@ -215,8 +213,7 @@ static int fuse_grow(struct attach_backend *b, const char *volume, uint64_t size
     return rc < 0 ? rc : loop_device_grow(loop, size_bytes, e);
 }
 
-/* --- the end ------------------------------------------------------------------------------------
- */
+/* --- the end --- */
 
 /* MNT_FORCE aborts the FUSE connection, whether or not the mount can go (fs/fuse/inode.c,
  * fuse_umount_begin). */

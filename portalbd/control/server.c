@@ -47,8 +47,7 @@ struct connection {
 static void on_connection(struct loop_watch *watch, int events);
 static void advance(struct connection *c);
 
-/* --- connections
- * ----------------------------------------------------------------------------------- */
+/* --- connections --- */
 
 static void watch_listener(struct control_server *s) {
     bool pause = s->count >= CONTROL_CONNECTIONS_MAX;
@@ -212,8 +211,7 @@ static void on_listener(struct loop_watch *watch, int events) {
     watch_listener(s);
 }
 
-/* --- life
- * --------------------------------------------------------------------------------------------- */
+/* --- life --- */
 
 static int listen_at(const struct sockaddr_un *addr, struct err *e) {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

@@ -18,8 +18,7 @@ void control_request_release(struct control_request *r) {
     r->args = NULL;
 }
 
-/* --- reading
- * -------------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 static json_t *load(struct view line, struct err *e) {
     json_error_t why;
@@ -123,8 +122,7 @@ int control_arg_u64(const json_t *args, const char *name, uint64_t *ret_value, s
     return 0;
 }
 
-/* --- writing
- * ---------------------------------------------------------------------------------------- */
+/* --- writing --- */
 
 static int append(const char *bytes, size_t len, void *out) {
     buf_append(out, bytes, len);

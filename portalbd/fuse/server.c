@@ -125,7 +125,7 @@ static struct fuse_wire_file file_of(struct fuse_server *s) {
                                    .read_only = s->config.dev->read_only};
 }
 
-/* --- slots and buffers ----------------------------------------------------------------------- */
+/* --- slots and buffers --- */
 
 static void watch_again(struct fuse_server *s) {
     struct err e;
@@ -195,7 +195,7 @@ static void slot_give(struct fuse_server *s, struct slot *slot) {
         watch_again(s);
 }
 
-/* --- requests for the device ------------------------------------------------------------------ */
+/* --- requests for the device --- */
 
 static void answer(struct slot *slot) {
     struct fuse_server *s = slot->server;
@@ -315,7 +315,7 @@ static void handle_zero(struct fuse_server *s, const struct fuse_wire_request *r
     submit(slot);
 }
 
-/* --- everything else -------------------------------------------------------------------------- */
+/* --- everything else --- */
 
 static void handle_init(struct fuse_server *s, const struct fuse_wire_request *r) {
     struct fuse_wire_agreement agreed;
@@ -394,7 +394,7 @@ static void handle(struct fuse_server *s, const struct fuse_wire_request *r) {
     }
 }
 
-/* --- the descriptor --------------------------------------------------------------------------- */
+/* --- the descriptor --- */
 
 /* One request, if there is one. */
 static bool take_one(struct fuse_server *s) {
@@ -443,7 +443,7 @@ static void on_readable(struct loop_watch *watch, int events) {
     }
 }
 
-/* --- life ------------------------------------------------------------------------------------- */
+/* --- life --- */
 
 static void carve_memory(struct fuse_server *s) {
     uint8_t *at = s->memory;

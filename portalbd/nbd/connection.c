@@ -34,9 +34,7 @@ enum {
 
 static void connection_run(struct nbd_connection *c);
 
-/* --- ends
- * -----------------------------------------------------------------------------------------------
- */
+/* --- ends --- */
 
 static void close_socket(struct nbd_connection *c) {
     if (c->fd < 0)
@@ -84,8 +82,7 @@ static void free_connection(struct nbd_connection *c) {
     nbd_server_gone(s, was_handshake);
 }
 
-/* --- socket
- * ---------------------------------------------------------------------------------------------- */
+/* --- socket --- */
 
 static size_t gather(struct nbd_connection *c, struct iovec *parts) {
     size_t n = 0, skip = c->reply_off;
@@ -206,8 +203,7 @@ static void update_watch(struct nbd_connection *c, bool hungry) {
     }
 }
 
-/* --- handshake
- * ---------------------------------------------------------------------------------------------- */
+/* --- handshake --- */
 
 static void on_handshake_event(struct nbd_connection *c, enum nbd_handshake_event event);
 
@@ -327,9 +323,7 @@ static void on_deadline(struct env_timer *timer) {
     connection_run(c);
 }
 
-/* --- running
- * -------------------------------------------------------------------------------------------------
- */
+/* --- running --- */
 
 static enum parse_result parse(struct nbd_connection *c) {
     if (c->state == CONNECTION_HANDSHAKE) {
@@ -390,8 +384,7 @@ static void on_socket(struct loop_watch *watch, int events) {
     connection_run(container_of(watch, struct nbd_connection, watch));
 }
 
-/* --- the server's calls
- * ---------------------------------------------------------------------------------------- */
+/* --- the server's calls --- */
 
 static void tune_socket(int fd) {
     int one = 1, size = SOCKET_BUFFER;

@@ -37,7 +37,7 @@ static enum nbd_handshake_event close_now(struct nbd_handshake *h) {
     return NBD_HANDSHAKE_CLOSE;
 }
 
-/* --- replies ---------------------------------------------------------------------------------- */
+/* --- replies --- */
 
 static uint8_t *reply_begin(struct nbd_handshake *h, uint32_t type, size_t len, struct buf *out) {
     uint8_t *p = buf_extend(out, 20 + len);
@@ -62,8 +62,7 @@ static enum nbd_handshake_event reply_error(struct nbd_handshake *h, uint32_t ty
     return NBD_HANDSHAKE_MORE;
 }
 
-/* --- reading an option's data ------------------------------------------------------------------
- */
+/* --- reading an option's data --- */
 
 static bool take_u16(struct view *v, uint16_t *ret) {
     if (v->len < 2)
@@ -98,8 +97,7 @@ static void copy_name(char to[NBD_STRING_MAX + 1], struct view name) {
     to[name.len] = '\0';
 }
 
-/* --- options ------------------------------------------------------------------------------------
- */
+/* --- options --- */
 
 static enum nbd_handshake_event on_export_name(struct nbd_handshake *h, struct view data) {
     if (data.len > NBD_STRING_MAX || !utf8_valid(data))
@@ -218,8 +216,7 @@ static enum nbd_handshake_event on_option(struct nbd_handshake *h, struct view d
     }
 }
 
-/* --- the states
- * ----------------------------------------------------------------------------------- */
+/* --- the states --- */
 
 static enum nbd_handshake_event step_flags(struct nbd_handshake *h, struct view in, size_t *used) {
     if (in.len < 4)
@@ -292,8 +289,7 @@ enum nbd_handshake_event nbd_handshake_step(struct nbd_handshake *h, struct view
     return event;
 }
 
-/* --- the caller's answers
- * --------------------------------------------------------------------------- */
+/* --- the caller's answers --- */
 
 static uint16_t transmission_flags(const struct nbd_handshake *h, const struct nbd_export *x) {
     uint16_t flags =

@@ -13,8 +13,7 @@
 #include "portalbd/blockdev/validate.h"
 #include "portalbd/nbd/connection_internal.h"
 
-/* --- payload buffers and their limits
- * --------------------------------------------------------------- */
+/* --- payload buffers and their limits --- */
 
 /* Bytes of memory that a request will hold until its reply is sent. */
 static size_t payload_size(const struct nbd_request *r) {
@@ -57,8 +56,7 @@ static void put_buffer(struct nbd_op *op) {
     op->buffer_len = 0;
 }
 
-/* --- the life of a request
- * --------------------------------------------------------------------------- */
+/* --- the life of a request --- */
 
 static void on_done(struct bd_request *req);
 
@@ -174,8 +172,7 @@ static void submit(struct nbd_op *op) {
         finish(op);
 }
 
-/* --- parsing
- * ------------------------------------------------------------------------------------------- */
+/* --- parsing --- */
 
 static enum parse_result end(struct nbd_connection *c) {
     c->state = CONNECTION_FINISHING;

@@ -14,8 +14,7 @@
 #include "common/mem.h"
 #include "portalbd/nbd/server_internal.h"
 
-/* --- listeners ----------------------------------------------------------------------------------
- */
+/* --- listeners --- */
 
 static bool has_room(const struct nbd_server *s) {
     return s->connection_count < NBD_CONNECTIONS_MAX && s->handshake_count < NBD_HANDSHAKES_MAX;
@@ -101,8 +100,7 @@ int nbd_server_adopt(struct nbd_server *s, int fd, struct blockdev *dev, struct 
     return nbd_connection_start(s, fd, dev, e);
 }
 
-/* --- counts and callbacks ------------------------------------------------------------------------
- */
+/* --- counts and callbacks --- */
 
 static void free_server(struct nbd_server *s) {
     CHECK(s->submitted == 0 && s->bytes_open == 0 && list_empty(&s->listeners));
@@ -168,8 +166,7 @@ size_t nbd_server_connections(const struct nbd_server *s) {
     return s->connection_count;
 }
 
-/* --- life
- * ----------------------------------------------------------------------------------------- */
+/* --- life --- */
 
 static void register_metrics(struct nbd_server *s) {
     s->metrics = metrics_group_new(s->config.metrics, NULL);

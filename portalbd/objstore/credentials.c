@@ -41,7 +41,7 @@ void s3_credentials_source_release(struct s3_credentials_source *s) {
     *s = (struct s3_credentials_source){0};
 }
 
-/* --- finding a source ------------------------------------------------------------------------- */
+/* --- finding a source --- */
 
 /* An environment variable that is set and not empty, or NULL. */
 static const char *from_env(const char *name) {
@@ -115,7 +115,7 @@ int s3_credentials_source_init(struct s3_credentials_source *s, const char *acce
                    "make ~/.aws/credentials");
 }
 
-/* --- the shared file -------------------------------------------------------------------------- */
+/* --- the shared file --- */
 
 static struct view trim(struct view v) {
     while (v.len > 0 && (v.data[0] == ' ' || v.data[0] == '\t'))
@@ -233,7 +233,7 @@ int s3_credentials_load(const struct s3_credentials_source *s, struct s3_credent
     return 0;
 }
 
-/* --- web identity ----------------------------------------------------------------------------- */
+/* --- web identity --- */
 
 int s3_credentials_sts_form(const struct s3_credentials_source *s, struct buf *ret, struct err *e) {
     CHECK(s->kind == S3_CREDENTIALS_WEB_IDENTITY);

@@ -57,7 +57,7 @@ static void close_fd(int *fd) {
 }
 #define CLEANUP_FD CLEANUP(close_fd)
 
-/* --- names ------------------------------------------------------------------------------------ */
+/* --- names --- */
 
 static bool is_plain(uint8_t c) {
     return c > 0x20 && c < 0x7f && c != '%' && c != '/';
@@ -141,7 +141,7 @@ static bool to_parent(char *path) {
     return slash != NULL;
 }
 
-/* --- file system ------------------------------------------------------------------------------ */
+/* --- file system --- */
 
 static void fail_errno(struct obj_request *req, int eno, const char *what) {
     int code = eno == ENAMETOOLONG ? -ERR_INVALID : err_from_errno(NULL, eno, "%s", what);
@@ -221,7 +221,7 @@ static int write_all(int fd, const struct view *parts, size_t count) {
     }
 }
 
-/* --- verbs, on a worker ----------------------------------------------------------------------- */
+/* --- verbs, on a worker --- */
 
 static void do_get(struct file_call *c, int root) {
     struct obj_request *req = c->req;
@@ -345,7 +345,7 @@ static void do_delete(struct file_call *c, int root) {
     }
 }
 
-/* --- LIST ------------------------------------------------------------------------------------- */
+/* --- LIST --- */
 
 struct name {
     char *decoded; /* owned; with a slash at the end for a folder */
@@ -477,7 +477,7 @@ static void do_list(struct file_call *c, int root) {
         fail_errno(req, eno, "list");
 }
 
-/* --- strays ----------------------------------------------------------------------------------- */
+/* --- strays --- */
 
 /* Removes what crashed PUTs left in .tmp: files whose last write is a day ago. */
 static void sweep_tmp(int root) {
@@ -498,7 +498,7 @@ static void sweep_tmp(int root) {
     closedir(dir);
 }
 
-/* --- requests as jobs ------------------------------------------------------------------------- */
+/* --- requests as jobs --- */
 
 static void job_run(struct env_job *job) {
     struct file_call *c = container_of(job, struct file_call, job);

@@ -77,7 +77,7 @@ static struct s3_store *store_of(struct objstore *store) {
     return container_of(store, struct s3_store, store);
 }
 
-/* --- completion ------------------------------------------------------------------------------- */
+/* --- completion --- */
 
 /* Owner thread. */
 static void on_done_turn(struct env_event *event) {
@@ -103,7 +103,7 @@ static void deactivate(struct s3_store *s, struct s3_call *c) {
     s3_call_release(c);
 }
 
-/* --- credentials ------------------------------------------------------------------------------ */
+/* --- credentials --- */
 
 static bool have_credentials(const struct s3_store *s) {
     const struct s3_credentials *c = &s->client.credentials;
@@ -183,7 +183,7 @@ static void load_credentials(struct s3_store *s) {
     s->stale = false;
 }
 
-/* --- the thread ------------------------------------------------------------------------------- */
+/* --- the thread --- */
 
 static void take_inbox(struct s3_store *s, bool *ret_cancels, bool *ret_stop) {
     pthread_mutex_lock(&s->inbox.mutex);
@@ -285,7 +285,7 @@ static void *thread_main(void *arg) {
     }
 }
 
-/* --- the owner's side ------------------------------------------------------------------------- */
+/* --- the owner's side --- */
 
 static void wake(struct s3_store *s) {
     curl_multi_wakeup(s->multi);
@@ -350,7 +350,7 @@ static void op_close(struct objstore *store) {
 static const struct objstore_ops s3_ops = {
     .submit = op_submit, .cancel = op_cancel, .close = op_close};
 
-/* --- opening ---------------------------------------------------------------------------------- */
+/* --- opening --- */
 
 static void init_curl(void) {
     CHECK(curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK);

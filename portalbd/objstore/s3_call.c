@@ -53,7 +53,7 @@ void s3_easy_setup(const struct s3_client *client, CURL *easy, char *error_text)
         snprintf(error_text, CURL_ERROR_SIZE, "cannot use '%s'", client->ca_file);
 }
 
-/* --- callbacks -------------------------------------------------------------------------------- */
+/* --- callbacks --- */
 
 /* The next bytes of the body out of the caller's views. */
 static size_t on_read(char *to, size_t size, size_t count, void *arg) {
@@ -122,7 +122,7 @@ static size_t on_write(char *data, size_t size, size_t count, void *arg) {
     return len;
 }
 
-/* --- headers and signature -------------------------------------------------------------------- */
+/* --- headers and signature --- */
 
 struct headers {
     struct s3_pair items[S3_SIGNED_HEADERS_MAX];
@@ -171,7 +171,7 @@ static void base64_crc32c(const struct view *parts, size_t count, char ret[9]) {
     memcpy(ret + 6, "==", 3);
 }
 
-/* --- the four verbs --------------------------------------------------------------------------- */
+/* --- the four verbs --- */
 
 static const char *method_of(const struct obj_request *req) {
     switch (req->verb) {
@@ -328,7 +328,7 @@ void s3_call_release(struct s3_call *c) {
     c->easy = NULL;
 }
 
-/* --- the end ---------------------------------------------------------------------------------- */
+/* --- the end --- */
 
 static const char *header(CURL *easy, const char *name) {
     struct curl_header *h;

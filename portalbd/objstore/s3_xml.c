@@ -124,7 +124,7 @@ static void copy_text(char *to, size_t size, const char *text) {
     to[n] = '\0';
 }
 
-/* --- Error ------------------------------------------------------------------------------------ */
+/* --- Error --- */
 
 static bool error_end(struct walk *w, const char *path, const char *text) {
     struct s3_error *r = w->arg;
@@ -148,7 +148,7 @@ bool s3_xml_parse_error(struct view xml, struct s3_error *ret) {
     return ok;
 }
 
-/* --- ListBucketResult ------------------------------------------------------------------------- */
+/* --- ListBucketResult --- */
 
 struct list_walk {
     struct s3_list list;
@@ -243,7 +243,7 @@ int s3_xml_parse_list(struct view xml, size_t keys_max, struct s3_list *ret, str
     return 0;
 }
 
-/* --- Delete ----------------------------------------------------------------------------------- */
+/* --- Delete --- */
 
 static void append_escaped(struct buf *b, const char *text) {
     for (; *text; text++) {
@@ -308,7 +308,7 @@ int s3_xml_parse_deleted(struct view xml, struct s3_deleted *ret, struct err *e)
     return 0;
 }
 
-/* --- STS -------------------------------------------------------------------------------------- */
+/* --- STS --- */
 
 static bool parse_time(const char *text, uint64_t *ret) {
     struct tm tm = {0};

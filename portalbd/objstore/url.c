@@ -13,7 +13,7 @@
 
 enum { KEY_BYTES_RESERVED = 256 }; /* what format 1 needs of a key behind the prefix */
 
-/* --- URLs ------------------------------------------------------------------------------------- */
+/* --- URLs --- */
 
 static bool starts_with(const char *s, const char *start) {
     return strncmp(s, start, strlen(start)) == 0;
@@ -85,7 +85,7 @@ int objstore_url_parse(const char *url, struct objstore_url *ret, struct err *e)
         "'%.100s' is not a pool's URL: s3://bucket/prefix, file:///path or memory:", url);
 }
 
-/* --- stores ----------------------------------------------------------------------------------- */
+/* --- stores --- */
 
 static const char *from_env(const char *name) {
     const char *v = getenv(name);

@@ -73,8 +73,7 @@ static void check(struct suite *s, unsigned pattern, uint64_t off, size_t len) {
     }
 }
 
-/* --- cases
- * ------------------------------------------------------------------------------------------ */
+/* --- cases --- */
 
 static void fresh_reads_zero(struct suite *s) {
     uint64_t size = bd_size_bytes(s->dev);
@@ -175,8 +174,7 @@ static void flush_fua_cache(struct suite *s) {
     check(s, 2, 8 * KIB, 4 * KIB);
 }
 
-/* --- block status
- * --------------------------------------------------------------------------------------- */
+/* --- block status --- */
 
 /* The state of `off`, and checks that the answer to [off, off + len) is well formed. */
 static void status_at(struct suite *s, uint64_t off, uint64_t len, unsigned flags,
@@ -244,8 +242,7 @@ static void status_of_many_extents(struct suite *s) {
     status_at(s, 0, MIN(bd_size_bytes(s->dev), (uint64_t)UINT32_MAX - 511), 0, &first, &total);
 }
 
-/* --- many at a time
- * ------------------------------------------------------------------------------------ */
+/* --- many at a time --- */
 
 enum { PARALLEL = 64 };
 struct writer {

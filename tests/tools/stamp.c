@@ -109,9 +109,7 @@ static uint32_t next_random(uint64_t *seed) {
     return (uint32_t)(*seed >> 33);
 }
 
-/* --- the server
- * -----------------------------------------------------------------------------------------------------
- */
+/* --- the server --- */
 
 static pid_t start_server(char **argv) {
     pid_t pid = fork();
@@ -151,9 +149,7 @@ static struct nbd_handle *connect_to(const char *uri, pid_t pid) {
     exit(2);
 }
 
-/* --- the clients
- * -------------------------------------------------------------------------------------------------------
- */
+/* --- the clients --- */
 
 static uint64_t new_record(const struct record *r) {
     pthread_mutex_lock(&lock);
@@ -250,9 +246,7 @@ static void *client_main(void *arg) {
     return NULL;
 }
 
-/* --- the check
- * -----------------------------------------------------------------------------------------------------------
- */
+/* --- the check --- */
 
 static int broken(const char *promise, uint64_t sector, uint64_t seen, uint64_t wanted) {
     printf("BROKEN %s: sector %llu has write %llu, must have write %llu or a later one\n", promise,
@@ -351,9 +345,7 @@ static int check(const char *uri, uint64_t round_first) {
     return rc;
 }
 
-/* --- rounds
- * -------------------------------------------------------------------------------------------------------------
- */
+/* --- rounds --- */
 
 static void end_server(pid_t pid, int signum) {
     if (pid <= 0)

@@ -80,8 +80,7 @@ static void test_slow(void **state) {
                                   .exact_status = true});
 }
 
-/* --- what the layers add
- * --------------------------------------------------------------------------------- */
+/* --- what the layers add --- */
 
 struct probe {
     struct env *env;

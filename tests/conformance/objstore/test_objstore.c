@@ -41,7 +41,7 @@ struct fixture {
     bool ran;
 };
 
-/* --- backends --------------------------------------------------------------------------------- */
+/* --- backends --- */
 
 static struct objstore *open_memory(struct fixture *f) {
     return objstore_memory_new(f->env);
@@ -119,7 +119,7 @@ static struct backend backends[BACKENDS_MAX] = {
 };
 static size_t backend_count = 5;
 
-/* --- helpers, in fibers ----------------------------------------------------------------------- */
+/* --- helpers, in fibers --- */
 
 /* Keys are made from the test's prefix; valid until the test ends. */
 static const char *key(struct fixture *f, const char *name) {
@@ -189,7 +189,7 @@ static size_t delete_all(struct fixture *f) {
     return count;
 }
 
-/* --- tests ------------------------------------------------------------------------------------ */
+/* --- tests --- */
 
 static void absent(struct fixture *f) {
     CLEANUP_BUF struct buf b = {0};
@@ -558,7 +558,7 @@ static void many_at_once(struct fixture *f) {
     assert_int_equal(fiber_group_wait(&g), 0);
 }
 
-/* --- running ---------------------------------------------------------------------------------- */
+/* --- running --- */
 
 static void run_body(void *arg) {
     struct fixture *f = arg;

@@ -25,7 +25,7 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* --- watches ---------------------------------------------------------------------------------- */
+/* --- watches --- */
 
 struct pair {
     struct loop_watch watch;
@@ -93,7 +93,7 @@ static void test_watch_of_a_regular_file_is_an_error(void **state) {
     close(fd);
 }
 
-/* --- signals ---------------------------------------------------------------------------------- */
+/* --- signals --- */
 
 struct catcher {
     struct loop_signal sig;
@@ -123,7 +123,7 @@ static void test_signals_come_again_and_again(void **state) {
     assert_int_equal(loop_signal_start(loop, &c.sig, SIGKILL, NULL) < 0, true);
 }
 
-/* --- timers and posts ------------------------------------------------------------------------- */
+/* --- timers and posts --- */
 
 struct step {
     struct env_event event;
@@ -188,7 +188,7 @@ static void test_posts_of_other_threads(void **state) {
     assert_int_equal(posts_run, POSTERS * POSTS);
 }
 
-/* --- jobs ------------------------------------------------------------------------------------- */
+/* --- jobs --- */
 
 enum { JOBS = 100 };
 struct work {

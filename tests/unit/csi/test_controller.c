@@ -104,8 +104,7 @@ static int tear_down(void **state) {
     return rc;
 }
 
-/* --- requests -----------------------------------------------------------------------------------
- */
+/* --- requests --- */
 
 static Csi__V1__VolumeCapability__AccessMode writer;
 static Csi__V1__VolumeCapability__MountVolume mount_volume;
@@ -202,8 +201,7 @@ static const char *context_get(const Csi__V1__ControllerPublishVolumeResponse *r
     return "";
 }
 
-/* --- CreateVolume -------------------------------------------------------------------------------
- */
+/* --- CreateVolume --- */
 
 static void test_create_is_idempotent(void **state) {
     (void)state;
@@ -394,8 +392,7 @@ static void test_equal_calls_at_once(void **state) {
     free(first);
 }
 
-/* --- publish ------------------------------------------------------------------------------------
- */
+/* --- publish --- */
 
 static void test_publish(void **state) {
     (void)state;
@@ -433,8 +430,7 @@ static void test_publish(void **state) {
     remove_volume(v->volume_id);
 }
 
-/* --- snapshots ----------------------------------------------------------------------------------
- */
+/* --- snapshots --- */
 
 static Csi__V1__Snapshot *snapshot(const char *name, const char *volume_id) {
     Csi__V1__CreateSnapshotRequest r = CSI__V1__CREATE_SNAPSHOT_REQUEST__INIT;
@@ -539,8 +535,7 @@ static void test_clone(void **state) {
     remove_volume(clone->volume->volume_id);
 }
 
-/* --- lists, expand, validate --------------------------------------------------------------------
- */
+/* --- lists, expand, validate --- */
 
 static Csi__V1__ListVolumesResponse *list_volumes(const char *token, int32_t max) {
     Csi__V1__ListVolumesRequest r = CSI__V1__LIST_VOLUMES_REQUEST__INIT;

@@ -59,8 +59,7 @@ static void turn_end(pthread_mutex_t **held) {
     pthread_mutex_unlock(*held);
 }
 
-/* --- the stand-in -------------------------------------------------------------------------------
- */
+/* --- the stand-in --- */
 
 static void run(const char *fmt, ...) PRINTF_LIKE(1, 2);
 static void run(const char *fmt, ...) {
@@ -219,8 +218,7 @@ static void stop_agent(void) {
     f.agent = NULL;
 }
 
-/* --- fixture ------------------------------------------------------------------------------------
- */
+/* --- fixture --- */
 
 static int set_up(void **state) {
     (void)state;
@@ -286,8 +284,7 @@ static char *path_of(const char *name) { /* lives as long as the arena */
     return path;
 }
 
-/* --- calls --------------------------------------------------------------------------------------
- */
+/* --- calls --- */
 
 static Csi__V1__VolumeCapability__AccessMode mode;
 static Csi__V1__VolumeCapability__MountVolume mount_volume;
@@ -441,8 +438,7 @@ static int64_t fs_size(const char *name) {
         }                                                                                          \
     } while (0)
 
-/* --- tests --------------------------------------------------------------------------------------
- */
+/* --- tests --- */
 
 static void life(const char *fstype) {
     want(fstype);

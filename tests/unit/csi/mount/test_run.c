@@ -90,8 +90,7 @@ static void test_starts_clean(void **state) {
     assert_non_null(strstr(r.output, "\n4\n")); /* 0, 1, 2 and ls's own */
 }
 
-/* --- jobs ---------------------------------------------------------------------------------------
- */
+/* --- jobs --- */
 
 static atomic_int started;
 

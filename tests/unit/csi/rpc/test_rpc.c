@@ -19,8 +19,7 @@
 static char folder[64];
 static char socket_path[96];
 
-/* --- a small service ---------------------------------------------------------------------------
- */
+/* --- a small service --- */
 
 struct fake {
     atomic_int running;
@@ -119,8 +118,7 @@ static int delete_volume(struct rpc_client *client, const char *id, uint32_t tim
         &request, &response, e);
 }
 
-/* --- tests --------------------------------------------------------------------------------------
- */
+/* --- tests --- */
 
 static void test_call_and_answer(void **state) {
     (void)state;

@@ -16,8 +16,7 @@
 
 #define VOLUME "pv-0123456789abcdef0123456789abcdef-1.pool"
 
-/* --- lines
- * -------------------------------------------------------------------------------------------- */
+/* --- lines --- */
 
 static void test_requests_that_are_none(void **state) {
     (void)state;
@@ -131,8 +130,7 @@ static void test_replies(void **state) {
     buf_release(&b);
 }
 
-/* --- the server
- * ------------------------------------------------------------------------------------------ */
+/* --- the server --- */
 
 struct fixture {
     struct loop *loop;

@@ -32,8 +32,7 @@ struct fixture {
     struct waitq waiters;
 };
 
-/* --- an exporter that counts
- * --------------------------------------------------------------------------- */
+/* --- an exporter that counts --- */
 
 static void on_answer(struct env_event *event) {
     struct fixture *f = container_of(event, struct fixture, event);
@@ -58,8 +57,7 @@ static void op_close(struct nbd_exports *x, void *handle) {
 
 static const struct nbd_exports_ops ops = {.open = op_open, .close = op_close};
 
-/* --- set up, tear down
- * ------------------------------------------------------------------------------------- */
+/* --- set up, tear down --- */
 
 static void start_fiber(void *arg) {
     struct fixture *f = arg;
@@ -127,8 +125,7 @@ static void await_fiber(void *arg) {
     await_flag(arg);
 }
 
-/* --- the client's side
- * ----------------------------------------------------------------------------------------- */
+/* --- the client's side --- */
 
 static void say(struct fixture *f, const void *data, size_t len) {
     assert_int_equal(send(f->fd, data, len, MSG_NOSIGNAL), (ssize_t)len);
@@ -178,9 +175,7 @@ static uint32_t reply(struct fixture *f, uint64_t cookie) {
     return load_be32(b + 4);
 }
 
-/* --- tests
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- tests --- */
 
 static void test_drain_finishes_and_refuses(void **state) {
     (void)state;
