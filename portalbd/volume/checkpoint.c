@@ -217,8 +217,9 @@ int checkpoint_now(struct volume *v, struct err *e) {
 }
 
 static bool is_due(const struct volume *v) {
-    return v->state == VOL_OPEN && (v->backlog_segments >= v->config.checkpoint_segments ||
-                                    memtable_count(v->active) >= v->config.checkpoint_extents);
+    return v->state == VOL_OPEN &&
+           (v->backlog_segments >= v->config.checkpoint_segments ||
+            memtable_count(v->active) >= v->config.checkpoint_extents || write_backlog_full(v));
 }
 
 static void checkpoint_fiber(struct volume *v, void *arg) {
@@ -288,8 +289,11 @@ int volume_close(struct volume *v, struct err *e) {
     if (v->read_only)
         return 0;
     int rc = 0;
-    while (rc == 0 && !list_empty(&v->write_queue)) /* these were accepted before */
-        rc = write_wait_durable(v, v->durable_write + 1, e);
+    /* Writes that were accepted before wait for journal space or, when nothing is on its way to the
+     * store, for a checkpoint. */
+    while (rc == 0 && !list_empty(&v->write_queue))
+        rc = v->durable_write < v->last_write ? write_wait_durable(v, v->durable_write + 1, e)
+                                              : checkpoint_now(v, e);
     if (rc == 0)
         rc = write_wait_durable(v, v->last_write, e);
     if (rc == 0)

@@ -139,7 +139,3 @@ uint64_t journal_tail(const struct journal *j) {
 uint64_t journal_size(const struct journal *j) {
     return j->size;
 }
-
-uint64_t journal_next_number(const struct journal *j) {
-    return j->next_number;
-}

@@ -46,4 +46,3 @@ void journal_free_to(struct journal *j, uint64_t pos);
 uint64_t journal_head(const struct journal *j); /* position behind the newest record */
 uint64_t journal_tail(const struct journal *j); /* everything below is freed */
 uint64_t journal_size(const struct journal *j); /* bytes */
-uint64_t journal_next_number(const struct journal *j);

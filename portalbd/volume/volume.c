@@ -134,6 +134,7 @@ struct volume *volume_new(const struct volume_config *config) {
     v->config = *config;
     struct volume_config *c = &v->config;
     c->journal_size = c->journal_size ? c->journal_size : JOURNAL_SIZE_DEFAULT;
+    c->journal_size = ALIGN_UP(MAX(c->journal_size, (uint64_t)JOURNAL_SIZE_MIN), 4096);
     c->cache_size = c->cache_size ? c->cache_size : CACHE_SIZE_DEFAULT;
     if (!c->segment_size)
         c->segment_size = MIN((uint64_t)SEGMENT_SIZE_DEFAULT_MAX, c->journal_size / 8);
@@ -192,22 +193,10 @@ void volume_pending_done(struct volume *v) {
         env_post(v->env, &v->freed_event);
 }
 
-/* Segments that never passed the frontier. */
-static void drop_window(struct volume *v) {
-    for (size_t i = 0; i < ARRAY_LEN(v->window); i++) {
-        struct segment *s = v->window[i];
-        if (!s)
-            continue;
-        segment_build_release(&s->build);
-        obj_request_release(&s->put);
-        free(s);
-    }
-}
-
 static void on_freed(struct env_event *event) {
     struct volume *v = container_of(event, struct volume, freed_event);
     CHECK(v->pending == 0 && list_empty(&v->fibers));
-    drop_window(v);
+    write_drop_window(v);
     for (size_t i = 0; i < v->run_count; i++)
         run_reader_unref(v->runs[i]);
     free(v->runs);

@@ -26,7 +26,7 @@ struct volume_config {
     struct objstore *store; /* borrowed; a stack with a retry layer */
     struct volume_key key;
     uint32_t publish_epoch;
-    uint64_t journal_size;      /* bytes; 0: 64 MiB */
+    uint64_t journal_size;      /* bytes; 0: 64 MiB; raised to 4 MiB, rounded up to 4096 */
     uint64_t cache_size;        /* bytes of RAM cache; 0: 64 MiB */
     uint64_t flush_coalesce_us; /* default 0 */
     uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */

@@ -141,12 +141,16 @@ void write_init(struct volume *v);
 bool write_submit(struct volume *v, struct bd_request *req);
 bool flush_submit(struct volume *v, struct bd_request *req);
 void write_fail_all(struct volume *v, int rc);
+/* So much since the checkpoint that new writes wait for the next one. */
+bool write_backlog_full(const struct volume *v);
 /* Waiting writes go on if there is room again. */
 void write_resume(struct volume *v);
 /* Asks for a cut as for a FLUSH. */
 void write_want_cut(struct volume *v);
 /* The next cut (now, when there is nothing to cut) ends the generation of the memtable. */
 void write_rotate(struct volume *v);
+/* Drops the segments that never passed the frontier; nothing of them is under way. */
+void write_drop_window(struct volume *v);
 /* fiber. Waits until everything up to this write is durable. */
 int write_wait_durable(struct volume *v, uint64_t number, struct err *e);
 

@@ -25,8 +25,8 @@ static struct segment **slot(struct volume *v, uint64_t seq) {
  */
 
 static void answer_flushes(struct volume *v, uint64_t durable_write) {
-    list_for_each (&v->flush_queue, node) {
-        struct bd_request *req = list_entry(node, struct bd_request, node);
+    while (!list_empty(&v->flush_queue)) { /* whoever is answered may add to it or empty it */
+        struct bd_request *req = list_entry(v->flush_queue.next, struct bd_request, node);
         if (req->dev_state[1] > durable_write)
             break;
         list_remove(&req->node);
@@ -96,6 +96,12 @@ static void free_segment(struct segment *s) {
     free(s);
 }
 
+void write_drop_window(struct volume *v) {
+    for (size_t i = 0; i < ARRAY_LEN(v->window); i++)
+        if (v->window[i])
+            free_segment(v->window[i]);
+}
+
 static void pass_frontier(struct volume *v, struct segment *s) {
     CHECK(s->seq == v->frontier + 1 && s->stored);
     CHECK(s->build.from >= journal_tail(v->journal));
@@ -132,6 +138,7 @@ static void on_put(struct obj_request *req) {
     if (req->rc == 0) {
         s->stored = true;
         v->stats.bytes_stored += s->build.frames.len + s->build.tail.len + SEGMENT_HEADER_SIZE;
+        buf_release(&s->build.frames); /* the frontier needs only the table, and may be far */
         if (MUTANT("ack-before-frontier"))
             answer_flushes(v, s->build.meta.last_write);
         advance_frontier(v);
@@ -282,10 +289,14 @@ void write_rotate(struct volume *v) {
  * ------------------------------------------------------------------------------------------------------
  */
 
-static bool has_room(struct volume *v) {
+bool write_backlog_full(const struct volume *v) {
     size_t extents = memtable_count(v->active) + (v->frozen ? memtable_count(v->frozen) : 0);
-    if (v->backlog_segments + v->frozen_segments >= BACKLOG_SEGMENTS_MAX ||
-        extents >= BACKLOG_EXTENTS_MAX) {
+    return v->backlog_segments + v->frozen_segments >= BACKLOG_SEGMENTS_MAX ||
+           extents >= BACKLOG_EXTENTS_MAX;
+}
+
+static bool has_room(struct volume *v) {
+    if (write_backlog_full(v)) {
         checkpoint_maybe_start(v);
         return false;
     }

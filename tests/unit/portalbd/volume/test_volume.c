@@ -33,8 +33,7 @@ static uint32_t next_random(struct world *w) {
     return (uint32_t)(w->seed >> 33);
 }
 
-/* --- helpers, all of them for fibers
- * ------------------------------------------------------------------------------- */
+/* --- helpers, all of them for fibers --- */
 
 static void create_volume(struct world *w) {
     struct manifest m = {.number = 1, .size_bytes = VOLUME_SIZE, .block_size = 4096};
@@ -152,9 +151,7 @@ static void check_image(struct world *w, struct volume *v) {
     free(buf);
 }
 
-/* --- scenarios
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- scenarios --- */
 
 static void life(void *arg) {
     struct world *w = arg;
@@ -296,9 +293,101 @@ static void block_status(void *arg) {
     w->finished = true;
 }
 
-/* --- set-up
- * ----------------------------------------------------------------------------------------------------------
- */
+/* Segments without a checkpoint, until writes wait for one. */
+static void fill_backlog(struct world *w) {
+    struct volume_config c = small_config(w);
+    c.checkpoint_segments = UINT32_MAX;
+    struct err e = {0};
+    if (volume_open(&c, &w->v, &e) < 0)
+        fail_msg("%s", e.text);
+    for (int i = 0; i < 4096; i++)
+        assert_int_equal(request(w, w->v, BD_WRITE, BD_FUA, 0, 4096, w->image), 0);
+}
+
+static void backlog(void *arg) {
+    struct world *w = arg;
+    struct err e = {0};
+    create_volume(w);
+    memset(w->image, 1, 4096);
+    fill_backlog(w);
+    assert_int_equal(request(w, w->v, BD_WRITE, 0, 0, 4096, w->image), 0);
+    close_volume(w);
+    fill_backlog(w);
+    memset(w->image, 2, 4096);
+    struct sync_request last = {
+        .req = {.op = BD_WRITE, .len = 4096, .write_data = w->image, .done = on_done}};
+    fiber_done_init(&last.done);
+    assert_false(bd_submit(volume_blockdev(w->v), &last.req));
+    assert_int_equal(volume_close(w->v, &e), 0); /* in the same turn: with a write that waits */
+    assert_true(last.done.done);
+    assert_int_equal(last.req.rc, 0);
+    free_volume(w, w->v);
+    open_volume(w);
+    check_image(w, w->v);
+    close_volume(w);
+    w->finished = true;
+}
+
+/* Any size that an option can say is served: too small ones are raised, odd ones rounded up. */
+static void journal_sizes(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    const uint64_t sizes[] = {1, 1024 * 1024, 5000001, UINT64_C(1) << 40};
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        struct volume_config c = small_config(w);
+        c.journal_size = sizes[i];
+        c.segment_size = 0;
+        struct err e = {0};
+        if (volume_open(&c, &w->v, &e) < 0)
+            fail_msg("%s", e.text);
+        struct volume_status s;
+        volume_status(w->v, &s);
+        assert_true(s.journal_size >= sizes[i]);
+        write_some(w, 200);
+        memset(w->image, (int)i, VOLUME_SIZE);
+        assert_int_equal(request(w, w->v, BD_WRITE, 0, 0, VOLUME_SIZE, w->image), 0);
+        close_volume(w);
+        open_volume(w);
+        check_image(w, w->v);
+        close_volume(w);
+    }
+    w->finished = true;
+}
+
+/* Whoever drops a volume with requests under way hears ESHUTDOWN from each of them. */
+static void dropped(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    open_volume(w);
+    write_some(w, 300);
+    close_volume(w);
+    static struct bd_extent items[BD_STATUS_EXTENTS_MAX];
+    for (int turns = 0; turns < 12; turns++) {
+        open_volume(w);
+        uint8_t *buf = xmalloc(VOLUME_SIZE);
+        struct sync_request r[3] = {
+            {.req = {.op = BD_READ, .len = VOLUME_SIZE, .read_buf = buf, .done = on_done}},
+            {.req = {.op = BD_CACHE, .len = VOLUME_SIZE, .done = on_done}},
+            {.req = {.op = BD_BLOCK_STATUS, .len = VOLUME_SIZE, .done = on_done}}};
+        r[2].req.extents.items = items;
+        for (size_t i = 0; i < ARRAY_LEN(r); i++) {
+            fiber_done_init(&r[i].done);
+            assert_false(bd_submit(volume_blockdev(w->v), &r[i].req));
+        }
+        for (int t = 0; t < turns; t++)
+            assert_int_equal(fiber_yield(w->env), 0);
+        free_volume(w, w->v);
+        for (size_t i = 0; i < ARRAY_LEN(r); i++) {
+            assert_true(r[i].done.done);
+            if (r[i].req.rc != 0)
+                assert_int_equal(r[i].req.rc, -ERR_SHUTDOWN);
+        }
+        free(buf);
+    }
+    w->finished = true;
+}
+
+/* --- set-up --- */
 
 static void run(void (*scenario)(void *arg)) {
     struct world w = {.seed = 42};
@@ -341,11 +430,27 @@ static void test_block_status(void **state) {
     run(block_status);
 }
 
+static void test_backlog(void **state) {
+    (void)state;
+    run(backlog);
+}
+
+static void test_journal_sizes(void **state) {
+    (void)state;
+    run(journal_sizes);
+}
+
+static void test_dropped(void **state) {
+    (void)state;
+    run(dropped);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_life),         cmocka_unit_test(test_crash),
-        cmocka_unit_test(test_two_openers),  cmocka_unit_test(test_grow),
-        cmocka_unit_test(test_block_status),
+        cmocka_unit_test(test_life),          cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_two_openers),   cmocka_unit_test(test_grow),
+        cmocka_unit_test(test_block_status),  cmocka_unit_test(test_backlog),
+        cmocka_unit_test(test_journal_sizes), cmocka_unit_test(test_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
