@@ -200,12 +200,15 @@ int read_explain_missing(struct volume *v, const char *what, struct err *e) {
         if (gone)
             return err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted");
     } else {
+        /* The mutex: a manifest of our own that is put meanwhile would look like another's. */
+        if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+            return err_set(e, -ERR_CANCELLED, "cancelled");
         int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
-        if (rc < 0) {
-            if (rc == -ERR_FENCED)
-                volume_break(v, VOL_FENCED, e);
+        fiber_mutex_unlock(&v->manifest_mutex);
+        if (rc == -ERR_FENCED)
+            volume_break(v, VOL_FENCED, e);
+        if (rc < 0)
             return rc;
-        }
     }
     return err_set(e, -ERR_CORRUPT, "missing from the store: %s", what);
 }
@@ -477,6 +480,13 @@ static int read_sectors(struct volume *v, uint64_t sector, uint64_t count, uint8
  * -------------------------------------------------------------------------------------------------------
  */
 
+/* The end of a request that a fiber carried out; only volume_free cancels those. */
+static void complete_in_fiber(struct volume *v, struct bd_request *req, int rc) {
+    if (v->state == VOL_FENCED)
+        rc = -ERR_FENCED;
+    volume_complete(req, rc == -ERR_CANCELLED ? -ERR_SHUTDOWN : rc);
+}
+
 static void read_fiber(struct volume *v, void *arg) {
     struct bd_request *req = arg;
     struct err e = {0};
@@ -485,10 +495,12 @@ static void read_fiber(struct volume *v, void *arg) {
         uint64_t len = MIN(req->len - done, (uint64_t)READ_SLICE);
         rc = read_sectors(v, (req->off + done) / SECTOR_SIZE, len / SECTOR_SIZE,
                           req->read_buf + done, &e);
+        if (rc == 0 && done + len < req->len)
+            rc = fiber_yield(v->env); /* memory may know it all: others have their turn */
     }
     if (rc < 0)
         volume_report_read_error(v, req, &e);
-    volume_complete(req, v->state == VOL_FENCED ? -ERR_FENCED : rc);
+    complete_in_fiber(v, req, rc);
 }
 
 bool read_submit(struct volume *v, struct bd_request *req) {
@@ -519,9 +531,11 @@ static void prefetch_fiber(struct volume *v, void *arg) {
     for (uint64_t done = 0; rc == 0 && done < len_max; done += READ_SLICE) {
         uint64_t len = MIN(len_max - done, (uint64_t)READ_SLICE);
         rc = read_sectors(v, (req->off + done) / SECTOR_SIZE, len / SECTOR_SIZE, buf, &e);
+        if (rc == 0)
+            rc = fiber_yield(v->env);
     }
     free(buf);
-    volume_complete(req, rc);
+    complete_in_fiber(v, req, rc);
 }
 
 bool prefetch_submit(struct volume *v, struct bd_request *req) {
@@ -568,10 +582,12 @@ static void block_status_fiber(struct volume *v, void *arg) {
             room = add_piece_status(req, &p.items[i]);
         free(p.items);
         done += len;
+        if (rc == 0 && room && done < req->len)
+            rc = fiber_yield(v->env);
     }
     if (rc < 0)
         volume_report_read_error(v, req, &e);
-    volume_complete(req, rc);
+    complete_in_fiber(v, req, rc);
 }
 
 bool block_status_submit(struct volume *v, struct bd_request *req) {
