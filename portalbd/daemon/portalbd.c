@@ -63,7 +63,7 @@ static const struct option_spec options[] = {
     {"cache-size", OPTION_SIZE, offsetof(struct config, cache_size), .def = "64Mi", .min = 1 << 20,
      .max = UINT64_C(1) << 40, .help = "Bytes of RAM cache of each volume."},
     {"journal-size", OPTION_SIZE, offsetof(struct config, journal_size), .def = "64Mi",
-     .min = 1 << 20, .max = UINT64_C(1) << 40,
+     .min = 4 << 20, .max = UINT64_C(1) << 40,
      .help = "Bytes of writes of each volume that may be acknowledged and not yet stored."},
     {"flush-coalesce", OPTION_DURATION, offsetof(struct config, flush_coalesce_us), .def = "0us",
      .max = SECONDS(1),

@@ -295,9 +295,8 @@ void served_drop(struct served *s) {
     struct fiber_done freed;
     fiber_done_init(&freed);
     gate_shut(s);
-    volume_free(s->volume, on_freed, &freed);
+    volume_free(TAKE_PTR(s->volume), on_freed, &freed); /* a timer may ask for it meanwhile */
     fiber_done_wait_always(loop_env(s->config.loop), &freed);
-    s->volume = NULL;
 }
 
 void served_free(struct served *s) {
