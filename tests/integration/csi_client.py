@@ -96,10 +96,11 @@ class Run:
                 print(f"     while cleaning up: {error}", flush=True)
         self.stop_processes()
         self.end_daemons()
+        devices = loop_devices_below(self.dir)  # found by a path that ends with its mount
         for path in sorted(mounts_below(self.dir), reverse=True):
             print(f"     still mounted, detached: {path}", flush=True)
             subprocess.run(["umount", "-l", path], check=False)
-        for device in loop_devices_below(self.dir):
+        for device in devices:
             print(f"     still there, detached: {device}", flush=True)
             subprocess.run(["losetup", "-d", device], check=False)
 
