@@ -44,9 +44,9 @@ def content(path):
 class Run:
     """A folder, and everything that has to end before it can go."""
 
-    def __init__(self, prefix):
+    def __init__(self, prefix, parent=None):
         # Short: socket paths are limited to 107 bytes.
-        self.dir = os.path.realpath(tempfile.mkdtemp(prefix=prefix, dir=os.environ.get("TMPDIR") or "/tmp"))
+        self.dir = os.path.realpath(tempfile.mkdtemp(prefix=prefix, dir=parent))
         self.processes = []
         self.undo = []  # functions
 
