@@ -104,3 +104,4 @@ void attach_report(struct daemon *d,
 /* process.c: a process that stands under a file system must not need memory that this file system
  * has to give back first. Says once what is refused. */
 void process_harden(void);
+void process_tune_memory(void); /* before other threads run */

@@ -489,6 +489,7 @@ static void set_served_config(struct daemon *d) {
 }
 
 static int run(struct daemon *d, struct err *e) {
+    process_tune_memory();
     if (d->command == COMMAND_ATTACH)
         process_harden();
     d->loop = loop_new((unsigned)d->config.workers);

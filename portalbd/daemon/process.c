@@ -2,6 +2,7 @@
  * wait for memory ourselves, be swapped out, or be the first to be killed. */
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -45,6 +46,13 @@ static bool protect_from_oom(void) {
     bool written = write(fd, score, strlen(score)) == (ssize_t)strlen(score);
     close(fd);
     return written;
+}
+
+/* Bodies of segments and GETs are megabytes that come and go: kept in the heap, their pages are not
+ * faulted in anew each time. What is free beyond the second figure goes back to the kernel. */
+void process_tune_memory(void) {
+    mallopt(M_MMAP_THRESHOLD, 32 * 1024 * 1024);
+    mallopt(M_TRIM_THRESHOLD, 32 * 1024 * 1024);
 }
 
 void process_harden(void) {

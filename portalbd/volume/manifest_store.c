@@ -3,6 +3,8 @@
  * there is a newer one, and we list again. */
 #include "portalbd/volume/manifest_store.h"
 
+enum { SAME_LOOKS_MAX = 16 };
+
 int manifest_newest_number(struct objstore *s, const struct volume_key *v, uint64_t *ret_n,
                            struct err *e) {
     char prefix[KEY_MAX];
@@ -35,16 +37,22 @@ int manifest_get(struct objstore *s, const struct volume_key *v, uint64_t n, str
 
 int manifest_newest(struct objstore *s, const struct volume_key *v, struct manifest *ret,
                     struct err *e) {
-    for (;;) {
+    uint64_t missing = 0; /* the number that was listed and then not there */
+    for (int looks = 0;;) {
         uint64_t n = 0;
         int rc = manifest_newest_number(s, v, &n, e);
         if (rc < 0)
             return rc;
         if (n == 0)
             return err_set(e, -ERR_NOT_FOUND, "volume %s does not exist", v->text);
+        looks = n == missing ? looks + 1 : 0;
+        if (looks == SAME_LOOKS_MAX) /* a newer one deletes it, and would be listed */
+            return err_set(e, -ERR_CORRUPT, "manifest %llu of volume %s is listed but not there",
+                           (unsigned long long)n, v->text);
         rc = manifest_get(s, v, n, ret, e);
         if (rc != -ERR_NOT_FOUND)
             return rc;
+        missing = n;
     }
 }
 
