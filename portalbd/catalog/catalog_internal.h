@@ -18,6 +18,15 @@ static inline bool volume_keys_equal(const struct volume_key *a, const struct vo
     return strcmp(a->text, b->text) == 0;
 }
 
+/* Lost CATALOG_ATTEMPTS_MAX races in a row: -ERR_BUSY. */
+int catalog_busy(struct err *e, const char *what, const char *name);
+
+/* Reads the newest record of a folder and decodes it into ret, a record of `size` bytes; all zero
+ * when there is none. Costs 2. */
+int catalog_newest(struct catalog *c, const char *folder,
+                   int (*decode)(void *ret, uint64_t n, struct view body, struct err *e), void *ret,
+                   size_t size, struct err *e);
+
 /* --- volume records (volume_records.c) --- */
 
 /* The newest record under a name's hash; ret->number is 0 when there is none. Costs 2. */
@@ -86,13 +95,20 @@ int snapshot_record_by_id(struct catalog *c, const char *id, struct snapshot_rec
 
 /* --- lists.c --- */
 
-/* Fills a page: walks the folders of `root` behind `token`, CATALOG_PARALLEL_MAX at a time runs
- * fetch(c, folder, n, item) in fibers of their own: 1: the item is filled, 0: it is none, < 0:
- * error; keeps up to max items. */
+/* The newest record of a folder, or what became of it while the list was made. */
+struct list_record {
+    char key[KEY_MAX]; /* as it was listed */
+    uint64_t n;
+    struct buf body;
+};
+
+/* Fills a page: walks the folders of `root` behind `token`, reads the newest record of each and
+ * runs fetch on it, CATALOG_PARALLEL_MAX at a time in fibers of their own: 1: the item is filled,
+ * 0: it is none, < 0: error; keeps up to max items. */
 struct list_page {
     const char *root;
     size_t item_size;
-    int (*fetch)(struct catalog *c, void *arg, const char *folder, uint64_t n, void *item,
+    int (*fetch)(struct catalog *c, void *arg, const struct list_record *record, void *item,
                  struct err *e);
     void (*release)(void *item);
     void *arg;

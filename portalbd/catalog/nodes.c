@@ -10,20 +10,14 @@ static int check_node_id(const char *node_id, struct err *e) {
     return 0;
 }
 
+static int decode(void *ret, uint64_t n, struct view body, struct err *e) {
+    return node_record_decode(ret, n, body, e);
+}
+
 /* ret->number is 0 when there never was one. */
 static int node_newest(struct catalog *c, const char *folder, struct node_record *ret,
                        struct err *e) {
-    CLEANUP_BUF struct buf body = {0};
-    uint64_t n;
-    int rc = numbered_newest(c->store, folder, &n, &body, e);
-    if (rc < 0)
-        return rc;
-    if (n == 0) {
-        *ret = (struct node_record){0};
-        return 0;
-    }
-    rc = node_record_decode(ret, n, buf_view(&body), e);
-    return rc < 0 ? err_wrap(e, "%s record %llu", folder, (unsigned long long)n) : 0;
+    return catalog_newest(c, folder, decode, ret, sizeof *ret, e);
 }
 
 /* Puts what the newest record should say; nothing when it says so already. version NULL: deleted.

@@ -6,32 +6,21 @@
  * Invariants:
  *   I1  The number is chosen before the claim and is in it (trace 14).
  *   I2  A pin is named by one record number only. Whoever does not see that record become the
- * newest gives the pin up and starts again with a new one. I3  Tombstone first, then the claim,
- * then the root. */
+ *       newest gives the pin up and starts again with a new one.
+ *   I3  Tombstone first, then the claim, then the root. */
 #include <stdlib.h>
 
 #include "portalbd/catalog/catalog_internal.h"
 
-static int busy(struct err *e, const char *name) {
-    return err_set(e, -ERR_BUSY, "snapshot '%.128s': others change it at the same time, try again",
-                   name);
+static int decode(void *ret, uint64_t n, struct view body, struct err *e) {
+    return snapshot_record_decode(ret, n, body, e);
 }
 
 int snapshot_record_newest(struct catalog *c, const char *hash, struct snapshot_record *ret,
                            struct err *e) {
     char folder[KEY_MAX];
     key_snapshots_prefix(folder, hash);
-    CLEANUP_BUF struct buf body = {0};
-    uint64_t n;
-    int rc = numbered_newest(c->store, folder, &n, &body, e);
-    if (rc < 0)
-        return rc;
-    if (n == 0) {
-        *ret = (struct snapshot_record){0};
-        return 0;
-    }
-    rc = snapshot_record_decode(ret, n, buf_view(&body), e);
-    return rc < 0 ? err_wrap(e, "%s record %llu", folder, (unsigned long long)n) : 0;
+    return catalog_newest(c, folder, decode, ret, sizeof *ret, e);
 }
 
 static bool is_live(const struct snapshot_record *r) {
@@ -105,23 +94,13 @@ void snapshot_list_release(struct snapshot_list *l) {
 }
 
 /* arg: the volume_key whose snapshots are wanted, or NULL. */
-static int fetch_snapshot(struct catalog *c, void *arg, const char *folder, uint64_t n, void *item,
-                          struct err *e) {
+static int fetch_snapshot(struct catalog *c, void *arg, const struct list_record *record,
+                          void *item, struct err *e) {
     const struct volume_key *source = arg;
-    char key[KEY_MAX];
-    numbered_key(key, folder, n);
-    CLEANUP_BUF struct buf body = {0};
-    int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
-    if (rc == -ERR_NOT_FOUND) { /* pruned since the LIST */
-        buf_clear(&body);
-        rc = numbered_newest(c->store, folder, &n, &body, e);
-    }
-    if (rc < 0)
-        return rc;
     struct snapshot_record r;
-    rc = snapshot_record_decode(&r, n, buf_view(&body), e);
+    int rc = snapshot_record_decode(&r, record->n, buf_view(&record->body), e);
     if (rc < 0)
-        return err_wrap(e, "%s", key);
+        return err_wrap(e, "%s", record->key);
     bool wanted = is_live(&r) && (!source || volume_keys_equal(&r.source, source));
     if (wanted)
         info_make(item, c, &r);
@@ -238,7 +217,7 @@ int catalog_snapshot_create(struct catalog *c, const char *name, const char *sou
         if (rc != -ERR_STALE)
             return rc < 0 ? err_wrap(e, "snapshot '%.128s'", name) : 0;
     }
-    return busy(e, name);
+    return catalog_busy(e, "snapshot", name);
 }
 
 /* --- delete --- */
@@ -277,5 +256,5 @@ int catalog_snapshot_delete(struct catalog *c, const char *id, struct err *e) {
         if (rc != -ERR_STALE)
             return rc;
     }
-    return busy(e, id);
+    return catalog_busy(e, "snapshot", id);
 }

@@ -34,21 +34,36 @@ int catalog_parse_id(const struct catalog *c, enum id_kind kind, const char *id,
     return 0;
 }
 
-int volume_record_newest(struct catalog *c, const char *hash, struct volume_record *ret,
-                         struct err *e) {
-    char folder[KEY_MAX];
-    key_records_prefix(folder, hash);
+int catalog_busy(struct err *e, const char *what, const char *name) {
+    return err_set(e, -ERR_BUSY, "%s '%.128s': others change it at the same time, try again", what,
+                   name);
+}
+
+int catalog_newest(struct catalog *c, const char *folder,
+                   int (*decode)(void *ret, uint64_t n, struct view body, struct err *e), void *ret,
+                   size_t size, struct err *e) {
     CLEANUP_BUF struct buf body = {0};
     uint64_t n;
     int rc = numbered_newest(c->store, folder, &n, &body, e);
     if (rc < 0)
         return rc;
     if (n == 0) {
-        *ret = (struct volume_record){0};
+        memset(ret, 0, size);
         return 0;
     }
-    rc = volume_record_decode(ret, n, buf_view(&body), e);
+    rc = decode(ret, n, buf_view(&body), e);
     return rc < 0 ? err_wrap(e, "%s record %llu", folder, (unsigned long long)n) : 0;
+}
+
+static int decode(void *ret, uint64_t n, struct view body, struct err *e) {
+    return volume_record_decode(ret, n, body, e);
+}
+
+int volume_record_newest(struct catalog *c, const char *hash, struct volume_record *ret,
+                         struct err *e) {
+    char folder[KEY_MAX];
+    key_records_prefix(folder, hash);
+    return catalog_newest(c, folder, decode, ret, sizeof *ret, e);
 }
 
 int volume_record_by_id(struct catalog *c, const char *id, struct volume_record *ret,

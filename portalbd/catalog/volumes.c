@@ -19,11 +19,6 @@
 #include "portalbd/catalog/catalog_internal.h"
 #include "portalbd/volume/destroy.h"
 
-static int busy(struct err *e, const char *what, const char *name) {
-    return err_set(e, -ERR_BUSY, "%s '%.128s': others change it at the same time, try again", what,
-                   name);
-}
-
 /* *ret: size rounded up to blocks. */
 static int round_size(uint64_t size_bytes, uint64_t limit_bytes, uint64_t *ret, struct err *e) {
     if (size_bytes > VOLUME_SIZE_MAX)
@@ -166,7 +161,7 @@ static int create_content(struct creation *k, struct volume_record *r, struct vo
     }
     if (rc == -ERR_NOT_FOUND || rc == -ERR_UNSUPPORTED)
         return abandon(k, r, e);
-    return rc == 0 ? busy(e, "volume", k->req->name) : rc;
+    return rc == 0 ? catalog_busy(e, "volume", k->req->name) : rc;
 }
 
 enum existing { EXISTING_NONE, EXISTING_THERE, EXISTING_EMPTY };
@@ -237,7 +232,7 @@ int catalog_volume_create(struct catalog *c, const struct volume_create *req,
     for (int attempt = 0; rc == -ERR_STALE && attempt < CATALOG_ATTEMPTS_MAX; attempt++)
         rc = create_once(&k, ret, e);
     clone_source_release(&k.source);
-    return rc == -ERR_STALE ? busy(e, "volume", req->name) : rc;
+    return rc == -ERR_STALE ? catalog_busy(e, "volume", req->name) : rc;
 }
 
 /* --- get, find, list --- */
@@ -275,23 +270,13 @@ void volume_list_release(struct volume_list *l) {
     *l = (struct volume_list){0};
 }
 
-static int fetch_volume(struct catalog *c, void *arg, const char *folder, uint64_t n, void *item,
+static int fetch_volume(struct catalog *c, void *arg, const struct list_record *record, void *item,
                         struct err *e) {
     (void)arg;
-    char key[KEY_MAX];
-    numbered_key(key, folder, n);
-    CLEANUP_BUF struct buf body = {0};
-    int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
-    if (rc == -ERR_NOT_FOUND) { /* pruned since the LIST */
-        buf_clear(&body);
-        rc = numbered_newest(c->store, folder, &n, &body, e);
-    }
-    if (rc < 0)
-        return rc;
     struct volume_record r;
-    rc = volume_record_decode(&r, n, buf_view(&body), e);
+    int rc = volume_record_decode(&r, record->n, buf_view(&record->body), e);
     if (rc < 0)
-        return err_wrap(e, "%s", key);
+        return err_wrap(e, "%s", record->key);
     if (r.state != VOLUME_DELETED)
         rc = volume_info_read(c, &r, item, e);
     else
@@ -371,7 +356,7 @@ int catalog_volume_delete(struct catalog *c, const char *id, bool force, struct 
         if (rc != -ERR_STALE)
             return rc;
     }
-    return busy(e, "volume", id);
+    return catalog_busy(e, "volume", id);
 }
 
 /* --- expand --- */
@@ -402,7 +387,7 @@ static int grow_while_closed(struct catalog *c, const struct volume_record *r, s
             return rc;
         /* Stored or not: it counts when it, or one built on it, is seen to be the newest. */
     }
-    return busy(e, "volume", r->name);
+    return catalog_busy(e, "volume", r->name);
 }
 
 static int expand_once(struct catalog *c, const char *id, uint64_t size, struct volume_info *ret,
@@ -441,5 +426,5 @@ int catalog_volume_expand(struct catalog *c, const char *id, uint64_t size_bytes
         if (rc != -ERR_STALE)
             return rc;
     }
-    return busy(e, "volume", id);
+    return catalog_busy(e, "volume", id);
 }
