@@ -24,7 +24,7 @@ ONLY    ?=
 Q       := $(if $(V),,@)
 VERSION := $(shell cat VERSION 2>/dev/null || echo 0.1.0)
 
-# --- packages: make installs what is missing first, then reads this file again ----------------------------------------
+# --- packages: make installs what is missing first, then reads this file again; make -n does not -------------------
 
 .PHONY: deps
 deps: ## install missing Debian packages and Go tools (root), or print the command
@@ -35,7 +35,7 @@ $(BUILD)/deps.mk: tools/packages.txt tools/deps
 	@tools/deps
 	@mkdir -p $(@D)
 	@touch $@
-ifneq ($(filter-out clean help deps,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),,$(filter-out clean help deps,$(or $(MAKECMDGOALS),all))),)
 include $(BUILD)/deps.mk
 endif
 
