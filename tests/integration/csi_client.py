@@ -246,10 +246,10 @@ class Node:
             code = self.run.stop(process)
             need(code == 0, f"{self.id}: {process.args[0]} ended with code {code}")
 
-    def create(self, name, size, fstype="ext4", source=None):
+    def create(self, name, size, fstype="ext4", source=None, wait=True):
         fields = {"volume_content_source": source} if source else {}
         pool = re.search(r"^\[(.*)\]", content(self.pools)).group(1)
-        answer = self.csi.call("Controller", "CreateVolume", name=name, capacity_range={"required_bytes": size},
+        answer = self.csi.call("Controller", "CreateVolume", wait=wait, name=name, capacity_range={"required_bytes": size},
                                volume_capabilities=[self.csi.capability(fstype=fstype)],
                                parameters={"pool": pool, "csi.storage.k8s.io/fstype": fstype}, **fields)
         volume = Volume(self, name, answer, fstype)
