@@ -8,8 +8,7 @@
 #include "common/mem.h"
 #include "portalbd/daemon/daemon.h"
 
-/* --- the parent's pipe
- * -------------------------------------------------------------------------------- */
+/* --- the parent's pipe --- */
 
 void attach_report(struct daemon *d, const struct err *failure) {
     int fd = (int)d->config.ready_fd;
@@ -29,8 +28,7 @@ void attach_report(struct daemon *d, const struct err *failure) {
     d->config.ready_fd = 0;
 }
 
-/* --- the volume
- * ------------------------------------------------------------------------------------------ */
+/* --- the volume --- */
 
 static int find_snapshot(struct daemon *d, struct served_target *t, struct err *e) {
     struct snapshot_info info;
@@ -62,8 +60,7 @@ static int find_target(struct daemon *d, struct served_target *ret, struct err *
     return 0;
 }
 
-/* --- its front end
- * ------------------------------------------------------------------------------------------- */
+/* --- its front end --- */
 
 static void on_fuse_ended(void *arg, int rc, const char *text) {
     struct daemon *d = arg;

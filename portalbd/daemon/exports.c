@@ -51,8 +51,7 @@ struct ask {
     struct nbd_listing *listing;
 };
 
-/* --- from names to volumes
- * ------------------------------------------------------------------------- */
+/* --- from names to volumes --- */
 
 static void set_name(struct served_target *t, const char *name) {
     size_t len = strnlen(name, ENTITY_NAME_MAX);
@@ -98,8 +97,7 @@ static int find_target(struct daemon *d, const char *name, struct served_target 
     return find_volume(d, name, is_id, ret, e);
 }
 
-/* --- opening
- * ------------------------------------------------------------------------------------------ */
+/* --- opening --- */
 
 /* By the name it was opened with, its volume's, or its id. */
 static struct export *find_export(struct exports *x, const char *name) {
@@ -271,8 +269,7 @@ static int lookup(struct exports *x, struct nbd_lookup *l) {
     return 0;
 }
 
-/* --- lists
- * -------------------------------------------------------------------------------------------- */
+/* --- lists --- */
 
 static int list_pool(struct exports *x, struct nbd_listing *l) {
     struct volume_list page = {0};
@@ -299,8 +296,7 @@ static int list_exports(struct exports *x, struct nbd_listing *l) {
     return 0;
 }
 
-/* --- the server's interface
- * ------------------------------------------------------------------------------ */
+/* --- the server's interface --- */
 
 static void ask_fiber(void *arg) {
     struct ask *a = arg;
@@ -348,9 +344,7 @@ struct nbd_exports *exports_interface(struct exports *x) {
     return &x->interface;
 }
 
-/* --- life
- * --------------------------------------------------------------------------------------------------
- */
+/* --- life --- */
 
 struct exports *exports_new(struct daemon *d) {
     struct exports *x = NEW(struct exports);

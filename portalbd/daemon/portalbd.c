@@ -23,8 +23,7 @@
 
 #define SECONDS(n) (UINT64_C(1000000) * (n))
 
-/* --- options
- * ------------------------------------------------------------------------------------------- */
+/* --- options --- */
 
 static const struct option_spec options[] = {
     POOL_OPTION_SPECS(config),
@@ -104,8 +103,7 @@ static const struct option_program program = {
     .commands = commands,
 };
 
-/* --- publishing
- * --------------------------------------------------------------------------------------------- */
+/* --- publishing --- */
 
 int daemon_publish(struct daemon *d, const char *id, bool read_only, struct served_target *ret,
                    struct err *e) {
@@ -145,9 +143,7 @@ void daemon_close_volume(struct daemon *d, struct served *s, bool published) {
     }
 }
 
-/* --- start
- * --------------------------------------------------------------------------------------------------
- */
+/* --- start --- */
 
 static int listen_at(struct daemon *d, const char *address, struct err *e) {
     uint16_t port = 0;
@@ -248,9 +244,7 @@ static void start_fiber(void *arg) {
     waitq_wake_all(&d->events);
 }
 
-/* --- stop
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- stop --- */
 
 void daemon_stop(struct daemon *d) {
     d->stop = true;
@@ -403,9 +397,7 @@ static void take_down(struct daemon *d) {
     pool_close(&d->pool);
 }
 
-/* --- main
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- main --- */
 
 static void main_fiber(void *arg) {
     struct daemon *d = arg;

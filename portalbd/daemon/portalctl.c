@@ -23,8 +23,7 @@
 
 #define SECONDS(n) (UINT64_C(1000000) * (n))
 
-/* --- options
- * ------------------------------------------------------------------------------------------- */
+/* --- options --- */
 
 struct config {
     struct pool_options pool;
@@ -172,8 +171,7 @@ struct ctl {
     struct err e;
 };
 
-/* --- results
- * -------------------------------------------------------------------------------------------- */
+/* --- results --- */
 
 static void format_bytes(uint64_t bytes, char *text, size_t size) {
     static const char *const units[] = {"", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"};
@@ -270,8 +268,7 @@ static void print_result(const struct ctl *c) {
     }
 }
 
-/* --- things as JSON
- * --------------------------------------------------------------------------------------- */
+/* --- things as JSON --- */
 
 static const char *const state_names[] = {[VOLUME_READY] = "ready",
                                           [VOLUME_FENCING] = "fencing",
@@ -294,8 +291,7 @@ static json_t *encode_snapshot(const struct snapshot_info *i) {
                      (json_int_t)r->size_bytes, "created_ms", (json_int_t)r->created_ms);
 }
 
-/* --- finding things
- * ------------------------------------------------------------------------------------------ */
+/* --- finding things --- */
 
 static bool is_id(const char *text, enum id_kind kind) {
     struct parsed_id id;
@@ -399,9 +395,7 @@ static char *snapshot_name(const char *volume, const char *name) {
     return strchr(name, '@') ? xstrdup(name) : xasprintf("%s@%s", volume, name);
 }
 
-/* --- pool
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- pool --- */
 
 static int pool_create_or_check(struct ctl *c, struct err *e) {
     struct pool_create options_ = {.cluster_id = c->config.cluster_id,
@@ -459,9 +453,7 @@ static int pool_delete(struct ctl *c, struct err *e) {
     return rc;
 }
 
-/* --- volumes
- * --------------------------------------------------------------------------------------------------
- */
+/* --- volumes --- */
 
 static int create(struct ctl *c, const struct volume_create *req, struct err *e) {
     struct volume_info info;
@@ -594,9 +586,7 @@ static int volume_delete(struct ctl *c, struct err *e) {
     return rc;
 }
 
-/* --- snapshots
- * -------------------------------------------------------------------------------------------------
- */
+/* --- snapshots --- */
 
 static int snapshot_create(struct ctl *c, struct err *e) {
     struct volume_info volume;
@@ -666,9 +656,7 @@ static int snapshot_delete(struct ctl *c, struct err *e) {
     return rc;
 }
 
-/* --- daemons
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- daemons --- */
 
 static int not_served(struct ctl *c, struct err *e) {
     return err_set(e, -ERR_NOT_FOUND, "no daemon of this node serves volume '%s' (run folder %s)",
@@ -739,9 +727,7 @@ static int gc(struct ctl *c, struct err *e) {
     return r.failures ? err_copy(e, &r.first_failure) : 0;
 }
 
-/* --- main
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- main --- */
 
 static int (*const handlers[])(struct ctl *c, struct err *e) = {
     [POOL_CREATE] = pool_create_or_check,

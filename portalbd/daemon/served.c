@@ -28,8 +28,7 @@ struct served_metrics {
         checkpoints, merges;
 };
 
-/* --- the lock
- * ---------------------------------------------------------------------------------------- */
+/* --- the lock --- */
 
 static char *lock_path(const struct served_config *config, const char *id) {
     return xasprintf("%s/%s.lock", config->run_dir, id);
@@ -72,8 +71,7 @@ static int lock(struct served *s, struct err *e) {
     return take_lock(path, &s->lock_fd, e);
 }
 
-/* --- metrics
- * ------------------------------------------------------------------------------------------- */
+/* --- metrics --- */
 
 static void set_counter(struct metrics_counter *c, uint64_t value) {
     metrics_counter_add(c, value - metrics_counter_get(c));
@@ -162,8 +160,7 @@ static void register_metrics(struct served *s) {
         env_timer_start(loop_env(s->config.loop), &m->timer, SAMPLE_US);
 }
 
-/* --- the gate
- * ------------------------------------------------------------------------------------------- */
+/* --- the gate --- */
 
 static struct served_gate *gate_of(struct blockdev *dev) {
     return container_of(dev, struct served_gate, dev);
@@ -202,9 +199,7 @@ static void gate_shut(struct served *s) {
     s->gate.volume = NULL;
 }
 
-/* --- open
- * -------------------------------------------------------------------------------------------------
- */
+/* --- open --- */
 
 static void on_broken(void *arg, const struct err *why) {
     struct served *s = arg;
@@ -269,9 +264,7 @@ int served_open(const struct served_config *config, const struct served_target *
     return 0;
 }
 
-/* --- end
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- end --- */
 
 int served_close(struct served *s, struct err *e) {
     CHECK(s->volume);
@@ -313,9 +306,7 @@ void served_free(struct served *s) {
     free(s);
 }
 
-/* --- questions
- * -----------------------------------------------------------------------------------------------
- */
+/* --- questions --- */
 
 void served_describe_unsaved(struct served *s, char *text, size_t size) {
     struct volume_status st;

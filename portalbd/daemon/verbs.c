@@ -172,8 +172,7 @@ static int verb_grow(struct served *s, const json_t *args, json_t **ret, struct 
     return 0;
 }
 
-/* --- snapshots
- * ------------------------------------------------------------------------------------------ */
+/* --- snapshots --- */
 
 static json_t *encode_snapshot(const struct snapshot_info *i) {
     json_t *j = json_object();

@@ -60,9 +60,7 @@ void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count) {
     }
 }
 
-/* --- looking up
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- looking up --- */
 
 static struct piece *add_piece(struct pieces *p) {
     if (p->count == p->cap) {
@@ -235,9 +233,7 @@ static int lookup_runs(struct volume *v, struct pieces *p, struct err *e) {
     return rc;
 }
 
-/* --- fetching
- * -------------------------------------------------------------------------------------------------------
- */
+/* --- fetching --- */
 
 /* A part of a READ: its destination and what is still to be fetched. */
 struct slice {
@@ -476,9 +472,7 @@ static int read_sectors(struct volume *v, uint64_t sector, uint64_t count, uint8
     return rc;
 }
 
-/* --- requests
- * -------------------------------------------------------------------------------------------------------
- */
+/* --- requests --- */
 
 /* The end of a request that a fiber carried out; only volume_free cancels those. */
 static void complete_in_fiber(struct volume *v, struct bd_request *req, int rc) {

@@ -18,9 +18,7 @@ static struct volume *volume_of(struct blockdev *dev) {
     return container_of(dev, struct volume, dev);
 }
 
-/* --- requests
- * ----------------------------------------------------------------------------------------------------
- */
+/* --- requests --- */
 
 void volume_complete(struct bd_request *req, int rc) {
     req->rc = rc;
@@ -98,9 +96,7 @@ void volume_report_read_error(struct volume *v, const struct bd_request *req, co
               LOG_U64("len", req->len), LOG_ERR(e));
 }
 
-/* --- trouble
- * -----------------------------------------------------------------------------------------------------
- */
+/* --- trouble --- */
 
 static void on_broken(struct env_event *event) {
     struct volume *v = container_of(event, struct volume, broken_event);
@@ -123,9 +119,7 @@ void volume_break(struct volume *v, enum volume_state state, const struct err *w
     write_fail_all(v, volume_refusal(v));
 }
 
-/* --- life
- * --------------------------------------------------------------------------------------------------------
- */
+/* --- life --- */
 
 static void on_freed(struct env_event *event);
 
@@ -237,9 +231,7 @@ int volume_flush(struct volume *v, struct err *e) {
     return write_wait_durable(v, v->last_write, e);
 }
 
-/* --- status
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- status --- */
 
 static enum volume_health health(const struct volume *v, uint64_t oldest_us) {
     if (v->state == VOL_FENCED)

@@ -20,9 +20,7 @@ static struct segment **slot(struct volume *v, uint64_t seq) {
     return &v->window[seq % ARRAY_LEN(v->window)];
 }
 
-/* --- flush
- * ----------------------------------------------------------------------------------------------------
- */
+/* --- flush --- */
 
 static void answer_flushes(struct volume *v, uint64_t durable_write) {
     while (!list_empty(&v->flush_queue)) { /* whoever is answered may add to it or empty it */
@@ -86,9 +84,7 @@ int write_wait_durable(struct volume *v, uint64_t number, struct err *e) {
     return 0;
 }
 
-/* --- frontier
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- frontier --- */
 
 static void free_segment(struct segment *s) {
     segment_build_release(&s->build);
@@ -169,9 +165,7 @@ static void put_segment(struct segment *s) {
     objstore_submit(v->store, &s->put);
 }
 
-/* --- cut
- * --------------------------------------------------------------------------------------------------------
- */
+/* --- cut --- */
 
 static void build_run(struct env_job *job) {
     segment_build_run(&container_of(job, struct segment, job)->build);
@@ -285,9 +279,7 @@ void write_rotate(struct volume *v) {
         write_want_cut(v);
 }
 
-/* --- append
- * ------------------------------------------------------------------------------------------------------
- */
+/* --- append --- */
 
 bool write_backlog_full(const struct volume *v) {
     size_t extents = memtable_count(v->active) + (v->frozen ? memtable_count(v->frozen) : 0);
