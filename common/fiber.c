@@ -219,10 +219,6 @@ struct fiber *fiber_self(struct env *env) {
     return env->fiber_current;
 }
 
-struct env *fiber_env(struct fiber *f) {
-    return f->env;
-}
-
 void fiber_cancel(struct fiber *f) {
     f->cancelled = true;
     if (f->state == FIBER_WAITING && !f->uncancellable)

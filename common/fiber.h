@@ -31,7 +31,6 @@ struct fiber *fiber_start(struct env *env, void (*fn)(void *arg), void *arg);
 
 /* The fiber that runs now, or NULL outside of any. */
 struct fiber *fiber_self(struct env *env);
-struct env *fiber_env(struct fiber *f);
 
 /* Cancels one fiber, or all of the env. Owner thread, not from the fiber itself. The fibers end in
  * later turns. */

@@ -307,10 +307,6 @@ void key_moved(char key[KEY_MAX], const struct volume_key *v, const struct rando
     key_with_id(key, v, "moved", id, "");
 }
 
-void key_map_prefix(char key[KEY_MAX], const struct volume_key *v) {
-    key_in_volume(key, v, "map/");
-}
-
 void key_map(char key[KEY_MAX], const struct volume_key *v, const struct random_id *id) {
     key_with_id(key, v, "map", id, "");
 }

@@ -77,7 +77,6 @@ void key_log_prefix(char key[KEY_MAX], const struct volume_key *v);
 void key_log(char key[KEY_MAX], const struct volume_key *v,
              uint64_t seq); /* "volumes/<id>/log/%016x" */
 void key_moved(char key[KEY_MAX], const struct volume_key *v, const struct random_id *id);
-void key_map_prefix(char key[KEY_MAX], const struct volume_key *v);
 void key_map(char key[KEY_MAX], const struct volume_key *v, const struct random_id *id);
 void key_pins_prefix(char key[KEY_MAX], const struct volume_key *v);
 void key_pin_claim(char key[KEY_MAX], const struct volume_key *v, const struct random_id *id);

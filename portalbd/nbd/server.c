@@ -162,10 +162,6 @@ void nbd_server_gone(struct nbd_server *s, bool was_handshake) {
     nbd_server_changed(s);
 }
 
-size_t nbd_server_connections(const struct nbd_server *s) {
-    return s->connection_count;
-}
-
 /* --- life --- */
 
 static void register_metrics(struct nbd_server *s) {

@@ -48,8 +48,6 @@ int nbd_server_serve(struct nbd_server *s, int fd, struct err *e);
  * other end is the kernel's client. dev is borrowed until the connection has ended. */
 int nbd_server_adopt(struct nbd_server *s, int fd, struct blockdev *dev, struct err *e);
 
-size_t nbd_server_connections(const struct nbd_server *s);
-
 /* No new clients; requests that are under way are finished; what comes later is answered with
  * ESHUTDOWN or, on an adopted connection, left unread (the kernel sends it again on a new socket).
  * Calls done(arg) in a later turn when nothing is under way. Once. */
