@@ -11,7 +11,7 @@
 #include "common/mem.h"
 #include "portalbd/control/socket_internal.h"
 
-enum { LIST_MAX = 65536 };
+enum { LIST_MAX = 65536, DIAL_PAUSE_MS = 5 };
 
 static uint64_t now_us(void) {
     struct timespec ts;
@@ -42,6 +42,17 @@ static int dial(const char *run_dir, const char *volume, int *ret_fd, struct err
         return err_set(e, -ERR_BUSY, "the daemon of volume %s has no room for another connection",
                        volume);
     return err_from_errno(e, eno, "control socket of volume %s", volume);
+}
+
+/* Waits its turn while the daemon's queue of connections is full. */
+static int dial_until(const char *run_dir, const char *volume, uint64_t deadline_us, int *ret_fd,
+                      struct err *e) {
+    for (;;) {
+        int rc = dial(run_dir, volume, ret_fd, e);
+        if (rc != -ERR_BUSY || now_us() >= deadline_us)
+            return rc;
+        poll(NULL, 0, DIAL_PAUSE_MS);
+    }
 }
 
 /* Until the socket is ready, or the time is over. */
@@ -109,7 +120,7 @@ int control_call(const char *run_dir, const char *volume, const char *verb, cons
     uint64_t deadline_us = timeout_us < UINT64_MAX - now ? now + timeout_us : UINT64_MAX;
     int fd;
     int rc = control_request_encode(&out, ID, verb, args, e);
-    if (rc < 0 || (rc = dial(run_dir, volume, &fd, e)) < 0)
+    if (rc < 0 || (rc = dial_until(run_dir, volume, deadline_us, &fd, e)) < 0)
         return rc;
     rc = send_all(fd, buf_view(&out), deadline_us, e);
     if (rc == 0)
