@@ -3,26 +3,11 @@
 
 #include "portalbd/catalog/background.h"
 #include "portalbd/catalog/catalog_internal.h"
-#include "tests/support/pool_fixture.h"
+#include "tests/support/pool_test.h"
 
-static struct pool_fixture fixture;
 static const uint64_t GIB = UINT64_C(1) << 30;
 
-static int setup(void **state) {
-    pool_fixture_init(&fixture, 9);
-    *state = &fixture;
-    return 0;
-}
-
-static int teardown(void **state) {
-    pool_fixture_release(*state);
-    return 0;
-}
-
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
+POOL_TEST_SETUP(9)
 
 static struct volume_info create(struct pool_fixture *f, const char *name) {
     struct err e;

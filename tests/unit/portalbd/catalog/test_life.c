@@ -8,27 +8,12 @@
 #include "portalbd/catalog/background.h"
 #include "portalbd/catalog/catalog_internal.h"
 #include "portalbd/volume/volume.h"
-#include "tests/support/pool_fixture.h"
+#include "tests/support/pool_test.h"
 
 enum { BLOCK = 4096, BLOCKS = 256 };
 static const uint64_t SIZE = BLOCK * BLOCKS;
-static struct pool_fixture fixture;
 
-static int setup(void **state) {
-    pool_fixture_init(&fixture, 10);
-    *state = &fixture;
-    return 0;
-}
-
-static int teardown(void **state) {
-    pool_fixture_release(*state);
-    return 0;
-}
-
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
+POOL_TEST_SETUP(10)
 
 static struct volume_info create(struct pool_fixture *f, const char *name, const char *source) {
     struct err e;

@@ -4,30 +4,14 @@
 #include <stdio.h>
 
 #include "portalbd/catalog/catalog_internal.h"
-#include "tests/support/pool_fixture.h"
+#include "tests/support/pool_test.h"
 
-static struct pool_fixture fixture;
-
-static int setup(void **state) {
-    pool_fixture_init(&fixture, 1);
-    *state = &fixture;
-    return 0;
-}
-
-static int teardown(void **state) {
-    pool_fixture_release(*state);
-    return 0;
-}
+POOL_TEST_SETUP(1)
 
 static const uint64_t GIB = UINT64_C(1) << 30;
 
 static void in_fiber(void **state, void (*fn)(void *arg)) {
     pool_fixture_run(*state, fn, *state);
-}
-
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
 }
 
 static struct volume_info create(struct pool_fixture *f, const char *name, uint64_t size) {
