@@ -140,7 +140,7 @@ struct work {
     struct attachment *at;
     const struct pool_config *pool;
     bool force;
-    int fd;
+    struct attach_link link;
     uint64_t size_bytes;
     struct attach_device device;
     int rc;
@@ -176,13 +176,16 @@ static void remove_work(void *arg) {
 static void prepare_work(void *arg) {
     struct work *w = arg;
     struct attach_backend *b = w->at->backend;
-    w->rc = b->ops->prepare(b, w->at->state.volume, &w->fd, &w->e);
+    w->rc = b->ops->prepare(b, w->at->state.volume, &w->link, &w->e);
 }
 
 static void attach_work(void *arg) {
     struct work *w = arg;
     struct attach_backend *b = w->at->backend;
-    w->rc = b->ops->attach(b, w->at->state.volume, w->at->state.read_only, &w->device, &w->e);
+    const struct attach_how how = {.publish_epoch = w->at->state.publish_epoch,
+                                   .size_bytes = w->at->daemon ? w->at->daemon->size_bytes : 0,
+                                   .read_only = w->at->state.read_only};
+    w->rc = b->ops->attach(b, w->at->state.volume, &how, &w->link, &w->device, &w->e);
 }
 
 static void detach_work(void *arg) {
@@ -256,15 +259,15 @@ static int wait_until_served(struct attachment *at, struct err *e) {
 }
 
 static int bring_up(struct attachment *at, struct err *e) {
-    struct work w = {.pool = &at->pool, .fd = -1};
+    struct work w = {.pool = &at->pool, .link = ATTACH_LINK_NONE};
     int rc = run(at, &w, save_all_work, e);
     pool_config_release(&at->pool);
     if (rc == 0)
         rc = run(at, &w, prepare_work, e);
     if (rc < 0)
         return rc;
-    rc = start_daemon(at, w.fd, e);
-    close(w.fd); /* I3 */
+    rc = start_daemon(at, w.link.daemon_fd, e);
+    attach_link_close(&w.link); /* I3 */
     if (rc == 0)
         rc = wait_until_served(at, e);
     if (rc == 0)

@@ -161,7 +161,8 @@ static int open_backend(struct node_agent *n, const char *name, struct err *e) {
     if (rc < 0)
         return rc;
     struct err why;
-    if (b->ops->probe(b, &why) < 0) {
+    char note[ATTACH_NOTE_MAX];
+    if (b->ops->probe(b, note, &why) < 0) {
         log_warn("a backend is left out", LOG_STR("backend", name), LOG_ERR(&why));
         b->ops->close(b);
         return 0;

@@ -128,8 +128,9 @@ static int is_mounted(struct attach_backend *b, const char *volume, bool *ret_mo
 
 /* --- prepare, attach, grow --- */
 
-static int fuse_probe(struct attach_backend *b, struct err *e) {
+static int fuse_probe(struct attach_backend *b, char *ret_note, struct err *e) {
     (void)b;
+    ret_note[0] = '\0';
     const struct {
         const char *path, *hint;
     } needs[] = {{"/dev/fuse", "load the module fuse"},
@@ -152,7 +153,8 @@ static int mount_file(const char *path, const char *volume, int fd, struct err *
     return 0;
 }
 
-static int fuse_prepare(struct attach_backend *b, const char *volume, int *ret_fd, struct err *e) {
+static int fuse_prepare(struct attach_backend *b, const char *volume, struct attach_link *ret,
+                        struct err *e) {
     struct attach_device device;
     bool mounted;
     int rc = is_mounted(b, volume, &mounted, &device, e);
@@ -174,14 +176,15 @@ static int fuse_prepare(struct attach_backend *b, const char *volume, int *ret_f
         unlink(path);
         return rc;
     }
-    *ret_fd = fd;
+    *ret = (struct attach_link){.daemon_fd = fd, .kernel_fd = -1};
     return 0;
 }
 
-static int fuse_attach(struct attach_backend *b, const char *volume, bool read_only,
-                       struct attach_device *ret, struct err *e) {
+static int fuse_attach(struct attach_backend *b, const char *volume, const struct attach_how *how,
+                       struct attach_link *link, struct attach_device *ret, struct err *e) {
+    (void)link;
     CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
-    int file = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW);
+    int file = open(path, (how->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW);
     if (file < 0)
         return err_from_errno(e, errno, "open %s", path);
     struct statfs fs;
@@ -192,13 +195,29 @@ static int fuse_attach(struct attach_backend *b, const char *volume, bool read_o
     else if (fs.f_type != 0x65735546) /* FUSE_SUPER_MAGIC: else it is the bare file under it */
         rc = err_set(e, -ERR_NOT_FOUND, "%s is not mounted", path);
     else
-        rc = loop_device_attach(file, volume, read_only, device.path, e);
+        rc = loop_device_attach(file, volume, how->read_only, device.path, e);
     close(file);
     if (rc < 0)
         return rc;
     memcpy(device.volume, volume, strlen(volume) + 1);
     device.size_bytes = loop_device_size_bytes(device.path);
     *ret = device;
+    return 0;
+}
+
+static int fuse_resume(struct attach_backend *b, const char *volume, struct attach_link *link,
+                       struct err *e) {
+    (void)b, (void)volume;
+    if (link->kernel_fd < 0)
+        return err_set(e, -ERR_IO, "no descriptor of the FUSE connection was kept");
+    link->daemon_fd = fcntl(link->kernel_fd, F_DUPFD_CLOEXEC, 0);
+    return link->daemon_fd < 0 ? err_from_errno(e, errno, "copy a descriptor") : 0;
+}
+
+/* The daemon itself asks the kernel for what its predecessor left. */
+static int fuse_reattach(struct attach_backend *b, const char *volume, const struct attach_how *how,
+                         struct attach_link *link, struct err *e) {
+    (void)b, (void)volume, (void)how, (void)link, (void)e;
     return 0;
 }
 
@@ -263,9 +282,12 @@ static void fuse_close(struct attach_backend *b) {
 
 static const struct attach_ops fuse_ops = {
     .name = "fuse",
+    .daemon_flag = "--fuse-fd",
     .probe = fuse_probe,
     .prepare = fuse_prepare,
     .attach = fuse_attach,
+    .resume = fuse_resume,
+    .reattach = fuse_reattach,
     .detach = fuse_detach,
     .grow = fuse_grow,
     .fail = fuse_fail,

@@ -21,12 +21,32 @@ enum volume_health {
                               -ERR_FENCED */
 };
 
+/* Where a journal lives that is to outlive the process: `size` bytes at `base`, mapped by the
+ * caller and shared with nobody; zero when new. The engine alone knows what is in it
+ * (docs/format.md). */
+struct journal_memory {
+    uint8_t *base;
+    uint64_t size; /* a multiple of 4096 */
+    /* These bytes may be written from now on without a fault. False: no room now; ask again. */
+    bool (*reserve)(struct journal_memory *m, uint64_t off, uint64_t len);
+    /* These bytes are not needed any more (whole pages of them are given back). */
+    void (*punch)(struct journal_memory *m, uint64_t off, uint64_t len);
+    /* Another writer had the volume: these writes, acknowledged here and never stored, must not be
+     * replayed. Keeps a copy of the whole memory for people, and says where. Blocking; on a worker.
+     * `writes`, `bytes`: what is lost. An error stops the open. */
+    int (*set_aside)(struct journal_memory *m, uint64_t writes, uint64_t bytes, struct err *e);
+};
+
 struct volume_config {
     struct env *env;
     struct objstore *store; /* borrowed; a stack with a retry layer */
     struct volume_key key;
     uint32_t publish_epoch;
-    uint64_t journal_size;      /* bytes; 0: 64 MiB; raised to 4 MiB, rounded up to 4096 */
+    uint64_t journal_size;          /* bytes; 0: 64 MiB; raised to 4 MiB, rounded up to 4096 */
+    struct journal_memory *journal; /* borrowed until freed(); its size is the journal's. NULL:
+                                       anonymous memory of journal_size, gone with the process */
+    bool resume; /* an earlier open of this attachment owned the volume: if another journal than
+                    ours is named now, we are fenced */
     uint64_t cache_size;        /* bytes of RAM cache; 0: 64 MiB */
     uint64_t flush_coalesce_us; /* default 0 */
     uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */
@@ -36,6 +56,9 @@ struct volume_config {
     /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
      * NULL. */
     void (*on_broken)(void *arg, const struct err *why);
+    /* The volume is ours (step 5 of Open); replay follows. From here on a successor resumes. In a
+     * fiber, before volume_open returns. May be NULL. */
+    void (*on_owned)(void *arg);
     void *arg;
 };
 

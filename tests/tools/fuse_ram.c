@@ -28,7 +28,7 @@ struct program {
     struct waitq signals;
     uint64_t size_wanted;
     bool ending;
-    int fd;
+    struct attach_link link;
     int rc; /* of the last job */
     struct err e;
     struct attach_device device;
@@ -37,7 +37,8 @@ struct program {
 
 static void attach_job(void *arg) {
     struct program *p = arg;
-    p->rc = p->backend->ops->attach(p->backend, VOLUME, false, &p->device, &p->e);
+    const struct attach_how how = {.size_bytes = p->ram->size_bytes};
+    p->rc = p->backend->ops->attach(p->backend, VOLUME, &how, &p->link, &p->device, &p->e);
 }
 
 static void grow_job(void *arg) {
@@ -102,7 +103,8 @@ static void print_stats(const struct program *p) {
 
 static void run(void *arg) {
     struct program *p = arg;
-    const struct fuse_server_config config = {.loop = p->loop, .dev = &p->ram->dev, .fd = p->fd};
+    const struct fuse_server_config config = {
+        .loop = p->loop, .dev = &p->ram->dev, .fd = p->link.daemon_fd};
     if (fuse_server_new(&config, &p->server, &p->e) < 0) {
         fprintf(stderr, "fuse_ram: %s\n", p->e.text);
         p->exit_code = 1;
@@ -127,14 +129,15 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: fuse_ram RUN_DIR SIZE_BYTES [later|inline]\n");
         return 2;
     }
+    char note[ATTACH_NOTE_MAX];
     bool later = argc == 4 && strcmp(argv[3], "later") == 0;
     p.size_wanted = strtoull(argv[2], NULL, 0);
     p.loop = loop_new(2);
     waitq_init(&p.signals);
     p.ram = ram_device_new(p.size_wanted, later ? loop_env(p.loop) : NULL);
     if (attach_fuse_open(argv[1], &p.backend, &p.e) < 0 ||
-        p.backend->ops->probe(p.backend, &p.e) < 0 ||
-        p.backend->ops->prepare(p.backend, VOLUME, &p.fd, &p.e) < 0) {
+        p.backend->ops->probe(p.backend, note, &p.e) < 0 ||
+        p.backend->ops->prepare(p.backend, VOLUME, &p.link, &p.e) < 0) {
         fprintf(stderr, "fuse_ram: %s\n", p.e.text);
         return 1;
     }
@@ -149,6 +152,6 @@ int main(int argc, char **argv) {
     p.ram->dev.ops->close(&p.ram->dev);
     p.backend->ops->close(p.backend);
     loop_free(p.loop);
-    close(p.fd);
+    attach_link_close(&p.link);
     return p.exit_code;
 }
