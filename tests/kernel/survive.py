@@ -12,13 +12,11 @@ Needs root and the backend. The agent is talked to over its control socket, so t
 runs on a host as well as in a virtual machine (tests/kernel/README.md).
 """
 import argparse
-import json
 import mmap
 import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,113 +24,10 @@ import tempfile
 import threading
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.abspath(os.environ.get("PORTALBD_BUILD", os.path.join(ROOT, "build")))
-MIB = 1 << 20
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+from node import Failed, Node, need, say, sh, wait_for  # noqa: E402  pylint: disable=wrong-import-position
+
 FS = {"ext4": (["mkfs.ext4", "-q", "-F"], ["e2fsck", "-fn"]), "xfs": (["mkfs.xfs", "-q", "-f"], ["xfs_repair", "-n"])}
-LIMIT_S = 120  # for a device to serve again, whatever happened
-
-
-class Failed(Exception):
-    pass
-
-
-def need(condition, text):
-    if not condition:
-        raise Failed(text)
-
-
-def say(text):
-    print(f"-- {text}", flush=True)
-
-
-def program(name):
-    return os.path.join(BUILD, "bin", name)
-
-
-def sh(*args, check=True, timeout=120):
-    r = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False)
-    need(not check or r.returncode == 0, f"{' '.join(args)}: exit code {r.returncode}\n{r.stdout[-4000:]}")
-    return r.stdout
-
-
-def wait_for(condition, what, seconds=LIMIT_S):
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        need(time.monotonic() < end, f"waited {seconds} s for {what}")
-        time.sleep(0.02)
-
-
-class Node:
-    """The agent, its run folder, its control socket."""
-
-    def __init__(self, folder, backend, store):
-        self.folder, self.backend = folder, backend
-        self.run_dir = os.path.join(folder, "run")
-        self.log = open(os.path.join(folder, "agent.log"), "ab")
-        self.pools = os.path.join(folder, "pools.conf")
-        with open(os.open(self.pools, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as f:
-            f.write(f"[p]\nurl = {store}\n")
-        self.process = None
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [program("node-agent"), "--run-dir", self.run_dir, "--endpoint", os.path.join(self.folder, "agent.sock"),
-             "--node-id", "survivor", "--pools", self.pools, "--backend", self.backend], stdout=self.log, stderr=self.log)
-        wait_for(self.answers, "the agent", 30)
-
-    def answers(self):
-        need(self.process.poll() is None, f"the agent ended with {self.process.returncode}\n{self.tail()}")
-        try:
-            return self.call("info")
-        except OSError:
-            return None
-
-    def call(self, verb, timeout=60, **args):
-        with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(timeout)
-            s.connect(os.path.join(self.run_dir, "node-agent.sock"))
-            s.sendall(json.dumps({"v": 1, "id": 1, "verb": verb, "args": args}).encode() + b"\n")
-            line = b""
-            while not line.endswith(b"\n"):
-                more = s.recv(65536)
-                need(more, f"{verb}: the agent closed the connection")
-                line += more
-        answer = json.loads(line)
-        need("result" in answer, f"{verb}: {answer.get('error')}")
-        return answer["result"]
-
-    def device(self, volume):
-        for d in self.call("devices")["devices"]:
-            if d["volume"] == volume:
-                return d
-        return None
-
-    def portalctl(self, *args):
-        return sh(program("portalctl"), "--pools", self.pools, "--run-dir", self.run_dir, *args)
-
-    def tail(self):
-        with open(os.path.join(self.folder, "agent.log"), encoding="utf-8", errors="replace") as f:
-            return f.read()[-6000:]
-
-    def end(self):
-        """Nothing of ours is left, whatever state it was in."""
-        if self.process and self.process.poll() is None:
-            try:
-                for d in self.call("devices")["devices"]:
-                    self.call("detach", volume=d["volume"], force=True)
-            except (OSError, Failed) as e:
-                print(e)
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.log.close()
 
 
 class Fio(threading.Thread):
@@ -235,8 +130,7 @@ class Survival:
     def __init__(self, args, node, fs):
         self.args, self.node, self.fs = args, node, fs
         self.pauses = {}
-        out = node.portalctl("volume", "create", "-o", "json", "--size", f"{args.size}Mi", f"{fs}-{os.getpid()}")
-        self.volume = json.loads(out[out.index("{"):])["id"]
+        self.volume = node.create(fs, f"{args.size}Mi")
         self.path = None
         self.fio = self.meter = None
 
@@ -357,7 +251,7 @@ def main():
     random.seed(args.seed)
     folder = tempfile.mkdtemp(prefix="survive-", dir="/dev/shm")
     os.mkdir(f"{folder}/store")
-    node = Node(folder, args.backend, args.store or f"file://{folder}/store")
+    node = Node(folder, args.backend, [f"url = {args.store or f'file://{folder}/store'}"])
     results, failed = {}, 0
     try:
         node.portalctl("pool", "create")
