@@ -87,11 +87,33 @@ static int send_all(int fd, struct view bytes, uint64_t deadline_us, struct err 
     return 0;
 }
 
-/* A line without its newline, in `in`. */
-static int receive_line(int fd, struct buf *in, uint64_t deadline_us, struct err *e) {
+/* Like recv(2). The first descriptor that comes along becomes *passed_fd; further ones do not fit
+ * and are closed by the kernel. */
+static ssize_t receive_some(int fd, struct buf *in, int *passed_fd) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec part = {in->data + in->len, in->cap - in->len};
+    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+    if (*passed_fd < 0) {
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = CMSG_LEN(sizeof(int)); /* CMSG_SPACE has room for two */
+    }
+    ssize_t n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *c = n >= 0 ? CMSG_FIRSTHDR(&msg) : NULL;
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+        c->cmsg_len >= CMSG_LEN(sizeof(int)))
+        memcpy(passed_fd, CMSG_DATA(c), sizeof(int));
+    return n;
+}
+
+/* A line without its newline, in `in`. *passed_fd: -1, or what came with it, also on an error. */
+static int receive_line(int fd, struct buf *in, int *passed_fd, uint64_t deadline_us,
+                        struct err *e) {
     for (;;) {
         buf_reserve(in, 4096);
-        ssize_t n = recv(fd, in->data + in->len, in->cap - in->len, MSG_DONTWAIT);
+        ssize_t n = receive_some(fd, in, passed_fd);
         if (n > 0) {
             uint8_t *newline = memchr(in->data + in->len, '\n', (size_t)n);
             in->len += (size_t)n;
@@ -111,22 +133,37 @@ static int receive_line(int fd, struct buf *in, uint64_t deadline_us, struct err
     }
 }
 
-int control_call(const char *run_dir, const char *volume, const char *verb, const json_t *args,
-                 uint64_t timeout_us, json_t **ret_result, struct err *e) {
+int control_call_fd(const char *run_dir, const char *volume, const char *verb, const json_t *args,
+                    uint64_t timeout_us, json_t **ret_result, int *ret_fd, struct err *e) {
     enum { ID = 1 };
     CLEANUP_BUF struct buf out = {0};
     CLEANUP_BUF struct buf in = {0};
     uint64_t now = now_us();
     uint64_t deadline_us = timeout_us < UINT64_MAX - now ? now + timeout_us : UINT64_MAX;
-    int fd;
+    int fd, passed_fd = -1;
     int rc = control_request_encode(&out, ID, verb, args, e);
     if (rc < 0 || (rc = dial_until(run_dir, volume, deadline_us, &fd, e)) < 0)
         return rc;
     rc = send_all(fd, buf_view(&out), deadline_us, e);
     if (rc == 0)
-        rc = receive_line(fd, &in, deadline_us, e);
+        rc = receive_line(fd, &in, &passed_fd, deadline_us, e);
     close(fd);
-    return rc < 0 ? rc : control_reply_decode(buf_view(&in), ID, ret_result, e);
+    if (rc == 0)
+        rc = control_reply_decode(buf_view(&in), ID, ret_result, e);
+    if (rc == 0)
+        *ret_fd = passed_fd;
+    else if (passed_fd >= 0)
+        close(passed_fd);
+    return rc;
+}
+
+int control_call(const char *run_dir, const char *volume, const char *verb, const json_t *args,
+                 uint64_t timeout_us, json_t **ret_result, struct err *e) {
+    int passed_fd;
+    int rc = control_call_fd(run_dir, volume, verb, args, timeout_us, ret_result, &passed_fd, e);
+    if (rc == 0 && passed_fd >= 0)
+        close(passed_fd);
+    return rc;
 }
 
 bool control_is_live(const char *run_dir, const char *volume) {

@@ -11,6 +11,11 @@
 int control_call(const char *run_dir, const char *volume, const char *verb, const json_t *args,
                  uint64_t timeout_us, json_t **ret_result, struct err *e);
 
+/* The same of a verb that hands a descriptor over: *ret_fd is owned by the caller, close-on-exec,
+ * -1 when none came. */
+int control_call_fd(const char *run_dir, const char *volume, const char *verb, const json_t *args,
+                    uint64_t timeout_us, json_t **ret_result, int *ret_fd, struct err *e);
+
 /* Does a daemon listen for this volume? */
 bool control_is_live(const char *run_dir, const char *volume);
 

@@ -72,12 +72,34 @@ static void free_connection(struct connection *c) {
         fiber_done_set(&s->emptied);
 }
 
-/* fiber. Sends all of it, waiting for room. */
-static void send_all(struct connection *c, struct view bytes) {
+/* Like send(2). passed_fd goes along with the first byte, unless it is -1; who reads without
+ * asking for descriptors gets the bytes alone. */
+static ssize_t send_some(int fd, struct view bytes, int passed_fd) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec part = {(uint8_t *)bytes.data, bytes.len};
+    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+    if (passed_fd >= 0) {
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &passed_fd, sizeof(int));
+    }
+    return sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* fiber. Sends all of it, waiting for room; passed_fd as above. */
+static void send_all(struct connection *c, struct view bytes, int passed_fd) {
     while (bytes.len > 0 && !c->ended) {
-        ssize_t n = send(c->fd, bytes.data, bytes.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = send_some(c->fd, bytes, passed_fd);
         if (n >= 0) {
             bytes = view_part(bytes, (size_t)n, bytes.len - (size_t)n);
+            passed_fd = -1;
         } else if (errno == EAGAIN) {
             loop_watch_start(c->server->config.loop, &c->watch, c->fd, LOOP_WRITABLE, NULL);
             if (waitq_wait(c->server->env, &c->writable) < 0)
@@ -94,15 +116,19 @@ static void handle_fiber(void *arg) {
     struct buf out = {0};
     struct err e = {0};
     json_t *result = NULL;
+    int passed_fd = -1;
     log_debug("control request", LOG_STR("verb", c->request.verb));
-    int rc = s->config.handle(s->config.arg, c->request.verb, c->request.args, &result, &e);
-    CHECK(rc < 0 ? e.code == rc : json_is_object(result));
+    int rc =
+        s->config.handle(s->config.arg, c->request.verb, c->request.args, &result, &passed_fd, &e);
+    CHECK(rc < 0 ? e.code == rc && passed_fd < 0 : json_is_object(result));
     if (rc < 0)
         control_error_encode(&out, c->request.id, &e);
     else
         control_reply_encode(&out, c->request.id, result);
     json_decref(result);
-    send_all(c, buf_view(&out));
+    send_all(c, buf_view(&out), passed_fd);
+    if (passed_fd >= 0)
+        close(passed_fd);
     buf_release(&out);
     control_request_release(&c->request);
     c->fiber = NULL;
@@ -122,7 +148,7 @@ static void complain_fiber(void *arg) {
     struct buf out = {0};
     control_error_encode(&out, k->id, &k->err);
     free(k);
-    send_all(c, buf_view(&out));
+    send_all(c, buf_view(&out), -1);
     buf_release(&out);
     c->fiber = NULL;
     advance(c);

@@ -16,9 +16,10 @@ struct control_server_config {
     const char *run_dir; /* borrowed for the call */
     const char *volume;  /* id; borrowed for the call */
     /* fiber. Does what a request asks for. 0 and *ret_result (an object, owned by the caller), or
-     * -ERR_x with a sentence. Requests of one connection come one after the other, those of several
-     * at a time. Cancelled when the server stops. */
-    int (*handle)(void *arg, const char *verb, const json_t *args, json_t **ret_result,
+     * -ERR_x with a sentence. *ret_fd is -1; a descriptor that is put there goes to the client with
+     * the result and is the server's from then on, which closes it. Requests of one connection come
+     * one after the other, those of several at a time. Cancelled when the server stops. */
+    int (*handle)(void *arg, const char *verb, const json_t *args, json_t **ret_result, int *ret_fd,
                   struct err *e);
     void *arg;
 };

@@ -74,4 +74,4 @@ void served_describe_unsaved(struct served *s, char *text, size_t size);
 
 /* verbs.c: the control socket's verbs. */
 int served_control(void *arg, const char *verb, const json_t *args, json_t **ret_result,
-                   struct err *e);
+                   int *ret_fd, struct err *e);

@@ -1,6 +1,8 @@
 /* The control protocol: lines decoded and encoded, and a server asked by clients good and bad. */
 #include "tests/support/test.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -137,9 +139,10 @@ struct fixture {
     struct control_server *server;
     char *dir;
     int handled;
+    int given_fd; /* what the verb "descriptor" hands over */
 };
 
-static int handle(void *arg, const char *verb, const json_t *args, json_t **ret_result,
+static int handle(void *arg, const char *verb, const json_t *args, json_t **ret_result, int *ret_fd,
                   struct err *e) {
     struct fixture *f = arg;
     f->handled++;
@@ -158,6 +161,13 @@ static int handle(void *arg, const char *verb, const json_t *args, json_t **ret_
         memset(text, 'b', sizeof text - 1);
         text[sizeof text - 1] = '\0';
         *ret_result = json_pack("{s:s}", "text", text);
+        return 0;
+    }
+    if (strncmp(verb, "descriptor", 10) == 0) {
+        if (strcmp(verb, "descriptor.late") == 0)
+            CHECK(fiber_sleep_us(loop_env(f->loop), 100 * 1000) == 0);
+        *ret_fd = f->given_fd;
+        *ret_result = json_deep_copy(args);
         return 0;
     }
     return err_set(e, -ERR_UNSUPPORTED, "there is no verb '%s'", verb);
@@ -267,6 +277,77 @@ static void expect_line(int fd, const char *prefix) {
     assert_memory_equal(line, prefix, strlen(prefix));
 }
 
+/* A pipe's write end, handed over: the read end sees its end once every copy is closed. */
+static int give_pipe(struct fixture *f) {
+    int ends[2];
+    assert_int_equal(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    f->given_fd = ends[1];
+    return ends[0];
+}
+
+static void expect_all_copies_closed(int read_end) {
+    char c;
+    struct pollfd p = {.fd = read_end};
+    assert_int_equal(poll(&p, 1, 5000), 1);
+    assert_int_equal(read(read_end, &c, 1), 0);
+    close(read_end);
+}
+
+static void test_descriptors(void **state) {
+    (void)state;
+    struct fixture f;
+    struct err e;
+    json_t *result = NULL;
+    start(&f);
+    int read_end = give_pipe(&f), fd = -1;
+    assert_int_equal(control_call_fd(f.dir, VOLUME, "descriptor", NULL, 5000000, &result, &fd, &e),
+                     0);
+    json_decref(result);
+    assert_true(fd >= 0 && (fcntl(fd, F_GETFD) & FD_CLOEXEC));
+    char c;
+    assert_int_equal(write(fd, "x", 1), 1);
+    assert_int_equal(read(read_end, &c, 1), 1);
+    close(fd);
+    expect_all_copies_closed(read_end); /* the server's too */
+
+    /* Who does not ask for it gets the answer, and keeps no descriptor. */
+    read_end = give_pipe(&f);
+    assert_int_equal(control_call(f.dir, VOLUME, "descriptor", NULL, 5000000, &result, &e), 0);
+    json_decref(result);
+    expect_all_copies_closed(read_end);
+    read_end = give_pipe(&f);
+    int plain = dial(&f);
+    say(plain, "{\"v\":1,\"id\":1,\"verb\":\"descriptor\"}\n"
+               "{\"v\":1,\"id\":2,\"verb\":\"echo\"}\n");
+    expect_line(plain, "{\"v\":1,\"id\":1,\"result\":{}}\n");
+    expect_line(plain, "{\"v\":1,\"id\":2,\"result\":{}}\n");
+    expect_all_copies_closed(read_end);
+    close(plain);
+
+    /* A verb without one, and one that fails. */
+    assert_int_equal(control_call_fd(f.dir, VOLUME, "echo", NULL, 5000000, &result, &fd, &e), 0);
+    assert_int_equal(fd, -1);
+    json_decref(result);
+    fd = 77;
+    assert_int_equal(control_call_fd(f.dir, VOLUME, "none", NULL, 5000000, &result, &fd, &e),
+                     -ERR_UNSUPPORTED);
+    assert_int_equal(fd, 77);
+    stop(&f);
+}
+
+/* The client has gone when the answer is due. */
+static void test_descriptor_nobody_waits_for(void **state) {
+    (void)state;
+    struct fixture f;
+    start(&f);
+    int read_end = give_pipe(&f);
+    int fd = dial(&f);
+    say(fd, "{\"v\":1,\"id\":1,\"verb\":\"descriptor.late\"}\n");
+    close(fd);
+    expect_all_copies_closed(read_end);
+    stop(&f);
+}
+
 /* What is no request gets an error, and the requests around it their answers, in order. */
 static void test_malformed_lines_lose_nothing(void **state) {
     (void)state;
@@ -348,6 +429,8 @@ int main(void) {
         cmocka_unit_test(test_requests_go_round),
         cmocka_unit_test(test_replies),
         cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_descriptors),
+        cmocka_unit_test(test_descriptor_nobody_waits_for),
         cmocka_unit_test(test_malformed_lines_lose_nothing),
         cmocka_unit_test(test_rude_clients),
         cmocka_unit_test(test_stale_socket),
