@@ -1,0 +1,107 @@
+/* portalctl: finds the pool, volumes and snapshots by name or id, and the daemons that serve them.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/fiber.h"
+#include "common/mem.h"
+#include "portalbd/control/client.h"
+#include "portalbd/daemon/portalctl_internal.h"
+
+/* --- finding things --- */
+
+bool ctl_is_id(const char *text, enum id_kind kind) {
+    struct parsed_id id;
+    return id_parse(&id, text, NULL) == 0 && id.kind == kind;
+}
+
+/* A daemon waits for such a store; a person wants to know. */
+static void on_trouble(void *arg, const struct err *why) {
+    struct ctl *c = arg;
+    if (!why || (why->code != -ERR_NO_BUCKET && why->code != -ERR_DENIED))
+        return;
+    c->refused = *why;
+    fiber_cancel(c->fiber);
+}
+
+int ctl_need_pool(struct ctl *c, struct err *e) {
+    if (c->catalog)
+        return 0;
+    struct pool_how how = {.give_up_us = c->config.timeout_us,
+                           .make_folder = c->command == POOL_CREATE,
+                           .on_trouble = on_trouble,
+                           .arg = c};
+    int rc = pool_open(c->loop, &c->config.pool, &how, &c->pool, e);
+    if (rc < 0)
+        return rc;
+    c->catalog = &c->pool.catalog;
+    if (c->command == POOL_CREATE || c->command == POOL_DELETE)
+        return 0;
+    struct pool_record record;
+    struct pool_create any = {.allow_other_cluster = true};
+    rc = catalog_pool_check(c->catalog, &any, &record, e);
+    if (rc == 0)
+        pool_record_release(&record);
+    return rc;
+}
+
+int ctl_find_volume(struct ctl *c, const char *name, struct volume_info *ret, struct err *e) {
+    int rc = ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    return ctl_is_id(name, ID_VOLUME) ? catalog_volume_get(c->catalog, name, ret, e)
+                                      : catalog_volume_find(c->catalog, name, ret, e);
+}
+
+int ctl_find_snapshot(struct ctl *c, const char *name, struct snapshot_info *ret, struct err *e) {
+    int rc = ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    return ctl_is_id(name, ID_SNAPSHOT) ? catalog_snapshot_get(c->catalog, name, ret, e)
+                                        : catalog_snapshot_find(c->catalog, name, ret, e);
+}
+
+int ctl_ask(struct ctl *c, const char *volume, const char *verb, json_t *args, json_t **ret,
+            struct err *e) {
+    int rc = control_call(c->config.run_dir, volume, verb, args, c->config.timeout_us, ret, e);
+    json_decref(args);
+    return rc;
+}
+
+/* The id of a volume that a daemon of this node serves, by id or name: asks the daemons, so that it
+ * works without the store. False: none does. */
+static bool find_served(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
+    char **ids = NULL;
+    size_t count = 0;
+    bool found = false;
+    if (control_list(c->config.run_dir, &ids, &count, NULL) < 0)
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        json_t *status = NULL;
+        if (!found && strlen(ids[i]) < ID_MAX &&
+            (ctl_is_id(ids[i], ID_VOLUME) || ctl_is_id(ids[i], ID_SNAPSHOT))) {
+            if (strcmp(ids[i], name) == 0)
+                found = control_is_live(c->config.run_dir, ids[i]);
+            else if (ctl_ask(c, ids[i], "status", NULL, &status, NULL) == 0)
+                found = strcmp(json_string_value(json_object_get(status, "name")) ?: "", name) == 0;
+            if (found)
+                strcpy(ret_id, ids[i]);
+        }
+        json_decref(status);
+        free(ids[i]);
+    }
+    free(ids);
+    return found;
+}
+
+/* The daemon's volume when there is one (also one that was attached by id alone). */
+bool ctl_find_daemon(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
+    if (find_served(c, name, ret_id))
+        return true;
+    struct volume_info info;
+    if (ctl_is_id(name, ID_VOLUME) || ctl_find_volume(c, name, &info, NULL) < 0)
+        return false;
+    memcpy(ret_id, info.id, ID_MAX);
+    volume_info_release(&info);
+    return control_is_live(c->config.run_dir, ret_id);
+}

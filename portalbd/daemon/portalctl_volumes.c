@@ -1,0 +1,314 @@
+/* portalctl: pools, volumes and snapshots, on the store. */
+#include <string.h>
+
+#include "common/mem.h"
+#include "portalbd/catalog/background.h"
+#include "portalbd/control/client.h"
+#include "portalbd/daemon/portalctl_internal.h"
+
+/* --- things as JSON --- */
+
+static const char *const state_names[] = {[VOLUME_READY] = "ready",
+                                          [VOLUME_FENCING] = "fencing",
+                                          [VOLUME_RESTORING] = "restoring",
+                                          [VOLUME_DELETED] = "deleted"};
+
+static json_t *encode_volume(const struct volume_info *i) {
+    const struct volume_record *r = &i->record;
+    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:b,s:I,s:s,s:I}", "name", r->name, "id", i->id,
+                     "size_bytes", (json_int_t)i->size_bytes, "state", state_names[r->state],
+                     "node", r->node, "closed", i->closed, "publish_epoch",
+                     (json_int_t)r->publish_epoch, "source", r->source, "created_ms",
+                     (json_int_t)r->created_ms);
+}
+
+static json_t *encode_snapshot(const struct snapshot_info *i) {
+    const struct snapshot_record *r = &i->record;
+    return json_pack("{s:s,s:s,s:s,s:s,s:I,s:I}", "name", r->name, "id", i->id, "volume",
+                     i->source_id, "volume_name", r->source_name, "size_bytes",
+                     (json_int_t)r->size_bytes, "created_ms", (json_int_t)r->created_ms);
+}
+
+static char *snapshot_name(const char *volume, const char *name) {
+    return strchr(name, '@') ? xstrdup(name) : xasprintf("%s@%s", volume, name);
+}
+
+/* --- pool --- */
+
+int ctl_pool_create_or_check(struct ctl *c, struct err *e) {
+    struct pool_create options_ = {.cluster_id = c->config.cluster_id,
+                                   .allow_other_cluster = c->config.any_cluster};
+    struct pool_record record;
+    int rc = ctl_need_pool(c, e);
+    if (rc == 0)
+        rc = c->command == POOL_CREATE ? catalog_pool_create(c->catalog, &options_, &record, e)
+                                       : catalog_pool_check(c->catalog, &options_, &record, e);
+    if (rc < 0)
+        return rc;
+    char uuid[RANDOM_ID_HEX];
+    random_id_to_hex(&record.uuid, uuid);
+    c->result = json_pack("{s:s,s:s,s:s,s:b,s:I}", "pool", c->pool.name, "uuid", uuid, "cluster_id",
+                          record.cluster_id, "conditional_put", record.conditional_put,
+                          "created_ms", (json_int_t)record.created_ms);
+    pool_record_release(&record);
+    return 0;
+}
+
+/* Everything goes but what others may have put there; the pool's own record goes last, so that a
+ * deletion that was cut off can be repeated. */
+int ctl_pool_delete(struct ctl *c, struct err *e) {
+    enum { BATCH = OBJ_LIST_MAX };
+    char pool_key[KEY_MAX];
+    uint64_t deleted = 0;
+    if (!c->config.yes)
+        return err_set(e, -ERR_INVALID,
+                       "pool delete: every volume and snapshot of the pool is lost; say --yes");
+    int rc = ctl_need_pool(c, e);
+    key_pool(pool_key);
+    static const char *const prefixes[] = {"volumes/", "snapshots/", "records/", "nodes/", ""};
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(prefixes); i++) {
+        struct obj_list list = {0};
+        do {
+            obj_list_release(&list);
+            rc = objstore_list(c->pool.store, prefixes[i], NULL, BATCH, &list, e);
+            const char *keys[BATCH];
+            size_t count = 0;
+            for (size_t k = 0; rc == 0 && k < list.count; k++) {
+                /* The last round: the pool's record and its probe, nothing of strangers. */
+                if (prefixes[i][0] || strncmp(list.entries[k].key, "portalbd", 8) == 0)
+                    keys[count++] = list.entries[k].key;
+            }
+            if (rc == 0 && count)
+                rc = objstore_delete(c->pool.store, keys, count, e);
+            deleted += rc == 0 ? count : 0;
+            if (!prefixes[i][0])
+                break;
+        } while (rc == 0 && list.count);
+        obj_list_release(&list);
+    }
+    if (rc == 0)
+        c->result = json_pack("{s:I}", "objects_deleted", (json_int_t)deleted);
+    return rc;
+}
+
+/* --- volumes --- */
+
+static int create(struct ctl *c, const struct volume_create *req, struct err *e) {
+    struct volume_info info;
+    int rc = catalog_volume_create(c->catalog, req, &info, e);
+    if (rc < 0)
+        return rc;
+    c->result = encode_volume(&info);
+    volume_info_release(&info);
+    return 0;
+}
+
+int ctl_volume_create(struct ctl *c, struct err *e) {
+    int rc = ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    if (!c->config.size && !c->config.source)
+        return err_set(e, -ERR_INVALID, "volume create: --size is missing");
+    return create(c,
+                  &(struct volume_create){
+                      .name = c->argv[0], .size_bytes = c->config.size, .source = c->config.source},
+                  e);
+}
+
+/* A volume, or a snapshot; a volume that is open here is flushed first. */
+static int find_source(struct ctl *c, const char *name, char ret_id[ID_MAX], struct err *e) {
+    struct snapshot_info snapshot;
+    struct volume_info volume;
+    json_t *flushed = NULL;
+    int rc;
+    if (ctl_is_id(name, ID_SNAPSHOT) || strchr(name, '@')) {
+        rc = ctl_find_snapshot(c, name, &snapshot, e);
+        if (rc < 0)
+            return rc;
+        memcpy(ret_id, snapshot.id, ID_MAX);
+        snapshot_info_release(&snapshot);
+        return 0;
+    }
+    rc = ctl_find_volume(c, name, &volume, e);
+    if (rc < 0)
+        return rc;
+    memcpy(ret_id, volume.id, ID_MAX);
+    volume_info_release(&volume);
+    rc = ctl_ask(c, ret_id, "flush", NULL, &flushed, e);
+    json_decref(flushed);
+    return rc == -ERR_NOT_FOUND ? 0 : rc;
+}
+
+int ctl_volume_clone(struct ctl *c, struct err *e) {
+    char source[ID_MAX];
+    int rc = find_source(c, c->argv[0], source, e);
+    if (rc < 0)
+        return rc;
+    return create(
+        c,
+        &(struct volume_create){.name = c->argv[1], .size_bytes = c->config.size, .source = source},
+        e);
+}
+
+int ctl_volume_list(struct ctl *c, struct err *e) {
+    struct volume_list page = {0};
+    int rc = ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    c->result = json_array();
+    do {
+        char token[CATALOG_TOKEN_MAX];
+        memcpy(token, page.next_token, sizeof token);
+        volume_list_release(&page);
+        rc = catalog_volume_list(c->catalog, token, 0, &page, e);
+        if (rc < 0)
+            return rc;
+        for (size_t i = 0; i < page.count; i++)
+            json_array_append_new(c->result, encode_volume(&page.items[i]));
+    } while (page.next_token[0]);
+    volume_list_release(&page);
+    return 0;
+}
+
+int ctl_volume_show(struct ctl *c, struct err *e) {
+    struct volume_info info;
+    int rc = ctl_find_volume(c, c->argv[0], &info, e);
+    if (rc < 0)
+        return rc;
+    c->result = encode_volume(&info);
+    volume_info_release(&info);
+    return 0;
+}
+
+int ctl_volume_grow(struct ctl *c, struct err *e) {
+    struct volume_info info;
+    uint64_t size;
+    bool needs_node;
+    int rc = option_parse_size(c->argv[1], &size, e);
+    if (rc < 0 || (rc = ctl_find_volume(c, c->argv[0], &info, e)) < 0)
+        return rc;
+    char id[ID_MAX];
+    memcpy(id, info.id, ID_MAX);
+    volume_info_release(&info);
+    rc = catalog_volume_expand(c->catalog, id, size, 0, &info, &needs_node, e);
+    if (rc < 0)
+        return rc;
+    c->result = encode_volume(&info);
+    volume_info_release(&info);
+    if (!needs_node)
+        return 0;
+    json_t *answer = NULL;
+    rc = ctl_ask(c, id, "grow", json_pack("{s:I}", "size_bytes", (json_int_t)size), &answer, e);
+    if (rc == -ERR_NOT_FOUND)
+        return err_set(e, -ERR_IN_USE,
+                       "the new size is on record, but the volume is open elsewhere: it grows when "
+                       "portalctl volume grow runs on that node, or when it is closed");
+    if (rc < 0)
+        return rc;
+    json_object_set(c->result, "size_bytes", json_object_get(answer, "size_bytes"));
+    json_decref(answer);
+    return 0;
+}
+
+int ctl_volume_delete(struct ctl *c, struct err *e) {
+    struct volume_info info;
+    int rc = ctl_find_volume(c, c->argv[0], &info, e);
+    if (rc < 0)
+        return rc;
+    if (!c->config.force && control_is_live(c->config.run_dir, info.id))
+        rc = err_set(e, -ERR_IN_USE, "volume '%s' is served on this node; --force deletes it",
+                     c->argv[0]);
+    else
+        rc = catalog_volume_delete(c->catalog, info.id, c->config.force, e);
+    volume_info_release(&info);
+    return rc;
+}
+
+/* --- snapshots --- */
+
+int ctl_snapshot_create(struct ctl *c, struct err *e) {
+    struct volume_info volume;
+    struct snapshot_info info;
+    int rc = ctl_find_volume(c, c->argv[0], &volume, e);
+    if (rc < 0)
+        return rc;
+    CLEANUP_FREE char *name = snapshot_name(volume.record.name, c->argv[1]);
+    rc = ctl_ask(c, volume.id, "snapshot.create", json_pack("{s:s}", "name", name), &c->result, e);
+    if (rc == -ERR_NOT_FOUND) { /* no daemon here: the store is enough */
+        rc = catalog_snapshot_create(c->catalog, name, volume.id, &info, e);
+        if (rc == 0) {
+            c->result = encode_snapshot(&info);
+            snapshot_info_release(&info);
+        }
+    }
+    volume_info_release(&volume);
+    return rc;
+}
+
+int ctl_snapshot_list(struct ctl *c, struct err *e) {
+    struct snapshot_list page = {0};
+    char volume[ID_MAX] = "";
+    int rc = ctl_need_pool(c, e);
+    if (rc == 0 && c->argv[0]) {
+        struct volume_info info;
+        rc = ctl_find_volume(c, c->argv[0], &info, e);
+        if (rc == 0) {
+            memcpy(volume, info.id, ID_MAX);
+            volume_info_release(&info);
+        }
+    }
+    if (rc < 0)
+        return rc;
+    c->result = json_array();
+    do {
+        char token[CATALOG_TOKEN_MAX];
+        memcpy(token, page.next_token, sizeof token);
+        snapshot_list_release(&page);
+        rc = catalog_snapshot_list(c->catalog, volume, token, 0, &page, e);
+        if (rc < 0)
+            return rc;
+        for (size_t i = 0; i < page.count; i++)
+            json_array_append_new(c->result, encode_snapshot(&page.items[i]));
+    } while (page.next_token[0]);
+    snapshot_list_release(&page);
+    return 0;
+}
+
+int ctl_snapshot_show(struct ctl *c, struct err *e) {
+    struct snapshot_info info;
+    int rc = ctl_find_snapshot(c, c->argv[0], &info, e);
+    if (rc < 0)
+        return rc;
+    c->result = encode_snapshot(&info);
+    snapshot_info_release(&info);
+    return 0;
+}
+
+int ctl_snapshot_delete(struct ctl *c, struct err *e) {
+    struct snapshot_info info;
+    int rc = ctl_find_snapshot(c, c->argv[0], &info, e);
+    if (rc < 0)
+        return rc;
+    rc = catalog_snapshot_delete(c->catalog, info.id, e);
+    snapshot_info_release(&info);
+    return rc;
+}
+
+int ctl_gc(struct ctl *c, struct err *e) {
+    struct background job;
+    struct background_result r = {0};
+    int rc = ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    background_init(&job, c->catalog);
+    rc = background_pass(&job, &r, e);
+    background_release(&job);
+    if (rc < 0)
+        return rc;
+    c->result =
+        json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "volumes", (json_int_t)r.volumes, "volumes_finished",
+                  (json_int_t)r.volumes_finished, "volumes_waiting", (json_int_t)r.volumes_waiting,
+                  "objects_deleted", (json_int_t)r.objects_deleted, "records_pruned",
+                  (json_int_t)r.records_pruned, "failures", (json_int_t)r.failures);
+    return r.failures ? err_copy(e, &r.first_failure) : 0;
+}
