@@ -73,6 +73,17 @@ class Node:
             return None
 
     def call(self, verb, timeout=60, **args):
+        answer = self.ask(verb, timeout, args)
+        need("result" in answer, f"{verb}: {answer.get('error')}")
+        return answer["result"]
+
+    def refusal(self, verb, timeout=60, **args):
+        """Why the agent does not do it."""
+        answer = self.ask(verb, timeout, args)
+        need("error" in answer, f"{verb} was done: {answer.get('result')}")
+        return answer["error"]["text"]
+
+    def ask(self, verb, timeout, args):
         with socket.socket(socket.AF_UNIX) as s:
             s.settimeout(timeout)
             s.connect(os.path.join(self.run_dir, "node-agent.sock"))
@@ -82,9 +93,7 @@ class Node:
                 more = s.recv(65536)
                 need(more, f"{verb}: the agent closed the connection")
                 line += more
-        answer = json.loads(line)
-        need("result" in answer, f"{verb}: {answer.get('error')}")
-        return answer["result"]
+        return json.loads(line)
 
     def device(self, volume):
         for d in self.devices():
