@@ -9,7 +9,10 @@
  * one keeps the staging buffer, and so does a large READ (for its data), and the next request is
  * read into another. The request's head is placed in front of a page boundary so that the data of a
  * WRITE begins on one. Buffers are touched in LIFO order and given back to the system when they
- * have not been needed for a while.
+ * have not been needed for a while. The pages of a staging buffer are there before anything is read
+ * into it: a process that is killed while the kernel waits for a page of its makes the kernel fail
+ * the request (fs/fuse/dev.c, fuse_dev_do_read: a copy that fails ends the request with EIO), and
+ * one that dies between two calls loses none.
  *
  * Invariants:
  * I1  a slot is free or with the device; a busy slot is answered exactly once;
@@ -70,6 +73,7 @@ struct fuse_server {
     unsigned large_free_count;
     bool large_touched;
     struct env_timer trim_timer;
+    uint64_t large_resident; /* bit i: pages of the i-th large buffer are there */
     uint8_t *memory;
     size_t memory_size;
 
@@ -142,6 +146,13 @@ static void pause_reading(struct fuse_server *s) {
         end(s, e.code, e.text);
 }
 
+static uint64_t large_bit(const struct fuse_server *s, const uint8_t *large) {
+    size_t first = (size_t)FUSE_WIRE_IN_FLIGHT_MAX * SLOT_SIZE;
+    size_t i = ((size_t)(large - s->memory) - first) / LARGE_SIZE;
+    CHECK(i < ARRAY_LEN(s->large_free) && ARRAY_LEN(s->large_free) <= 64);
+    return 1ULL << i;
+}
+
 static void on_trim(struct env_timer *timer) {
     struct fuse_server *s = container_of(timer, struct fuse_server, trim_timer);
     if (s->in_flight) {
@@ -149,14 +160,26 @@ static void on_trim(struct env_timer *timer) {
         return;
     }
     s->large_touched = false;
-    for (unsigned i = 0; i < s->large_free_count; i++)
+    for (unsigned i = 0; i < s->large_free_count; i++) {
         if (madvise(s->large_free[i], LARGE_SIZE, MADV_DONTNEED) < 0)
             madvise(s->large_free[i], LARGE_SIZE, MADV_DONTNEED_LOCKED);
+        s->large_resident &= ~large_bit(s, s->large_free[i]);
+    }
+}
+
+static void make_resident(struct fuse_server *s, uint8_t *large) {
+    if (s->large_resident & large_bit(s, large))
+        return;
+    for (size_t i = 0; i < LARGE_SIZE; i += PAGE)
+        ((volatile uint8_t *)large)[i] = 0;
+    s->large_resident |= large_bit(s, large);
 }
 
 static bool have_staging(struct fuse_server *s) {
-    if (!s->staging && s->large_free_count)
+    if (!s->staging && s->large_free_count) {
         s->staging = s->large_free[--s->large_free_count];
+        make_resident(s, s->staging);
+    }
     return s->staging;
 }
 
@@ -420,6 +443,7 @@ static bool take_one(struct fuse_server *s) {
     struct fuse_wire_request r;
     struct err e;
     if (fuse_wire_parse(view_of(at, (size_t)n), &r, &e) == 0) {
+        s->stats.resent += r.resent;
         handle(s, &r);
         return true;
     }
@@ -459,6 +483,26 @@ static void carve_memory(struct fuse_server *s) {
     CHECK(at == s->memory + s->memory_size);
 }
 
+/* What is read from now on begins with the requests that our predecessor owed an answer. A
+ * connection that has ended shows at the first read. */
+static int ask_for_unanswered(struct fuse_server *s, struct err *e) {
+    uint8_t out[FUSE_WIRE_REPLY_MAX];
+    size_t len = fuse_wire_put_resend(out);
+    ssize_t n;
+    do
+        n = write(s->config.fd, out, len);
+    while (n < 0 && errno == EINTR);
+    if (n >= 0) {
+        s->stats.resend = true;
+        return 0;
+    }
+    if (errno != EINVAL && errno != ENOSYS)
+        return err_from_errno(e, errno, "ask the kernel for unanswered requests");
+    log_warn("this kernel does not send requests again (Linux 6.9 does): those that a dead daemon "
+             "had read and not answered are lost, and who made them waits until the device goes");
+    return 0;
+}
+
 int fuse_server_new(const struct fuse_server_config *config, struct fuse_server **ret,
                     struct err *e) {
     int flags = fcntl(config->fd, F_GETFL);
@@ -478,6 +522,8 @@ int fuse_server_new(const struct fuse_server_config *config, struct fuse_server 
     CHECK(s->memory != MAP_FAILED);
     carve_memory(s);
     int rc = loop_watch_start(config->loop, &s->watch, config->fd, LOOP_READABLE, e);
+    if (rc == 0 && config->resume)
+        rc = ask_for_unanswered(s, e);
     if (rc < 0) {
         fuse_server_free(s);
         return err_wrap(e, "fuse");

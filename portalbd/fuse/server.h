@@ -25,6 +25,10 @@ struct fuse_server_config {
     struct loop *loop;    /* borrowed */
     struct blockdev *dev; /* borrowed until fuse_server_free */
     int fd;               /* /dev/fuse; borrowed until fuse_server_free, made non-blocking */
+    /* An earlier process served this connection (it may have died): no INIT will come, and what it
+     * had read and not answered is asked for again. Linux < 6.9 cannot send it again: those
+     * requests stay without an answer, which is logged; after a drain there are none. */
+    bool resume;
     /* The mount is gone, or (rc < 0, text) it cannot be served. At most once, in a turn of its own;
      * requests may still be with the device. May be NULL. */
     void (*ended)(void *arg, int rc, const char *text);
@@ -37,8 +41,9 @@ struct fuse_server_stats {
     uint64_t errors;    /* answered with an errno, ENOSYS apart */
     uint64_t waits;     /* times that a limit was met */
     uint64_t malformed; /* requests that were not understood */
+    uint64_t resent;    /* requests that an earlier process had not answered */
     unsigned in_flight;
-    bool resend; /* the kernel offers to send unanswered requests to a successor */
+    bool resend; /* the kernel can send unanswered requests to a successor */
 };
 
 int fuse_server_new(const struct fuse_server_config *config, struct fuse_server **ret,
@@ -46,8 +51,9 @@ int fuse_server_new(const struct fuse_server_config *config, struct fuse_server 
 /* After fuse_server_drain. */
 void fuse_server_free(struct fuse_server *s);
 
-/* fiber. Takes no new requests and waits until all that were taken are answered, also when the
- * fiber is cancelled. */
+/* fiber. Reads no more requests and waits until all that were read are answered, also when the
+ * fiber is cancelled. Afterwards another process may go on with a copy of the descriptor (resume):
+ * what was not read waits in the kernel. */
 void fuse_server_drain(struct fuse_server *s);
 
 /* The device has grown: the kernel asks for the size again. */

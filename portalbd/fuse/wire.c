@@ -17,6 +17,9 @@
 #ifndef FUSE_HAS_RESEND /* 7.40 */
 #define FUSE_HAS_RESEND (1ULL << 39)
 #endif
+#ifndef FUSE_UNIQUE_RESEND /* 7.40: set in the unique of a request that is sent again */
+#define FUSE_UNIQUE_RESEND (1ULL << 63)
+#endif
 
 _Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) == FUSE_WIRE_HEAD_SIZE,
                "what precedes the data of a WRITE");
@@ -30,6 +33,7 @@ _Static_assert(sizeof(struct fuse_out_header) + sizeof(struct fuse_statfs_out) <
                "the largest reply");
 
 enum {
+    NOTIFY_RESEND = 7, /* FUSE_NOTIFY_RESEND, 7.40 */
     BLOCK_SIZE = 4096, /* what STATFS and GETATTR name: loop takes its discard granularity there */
     CONGESTED_AT = FUSE_WIRE_IN_FLIGHT_MAX * 3 / 4,
     ROOT_INODE = 1,
@@ -161,6 +165,7 @@ int fuse_wire_parse(struct view bytes, struct fuse_wire_request *ret, struct err
     if (!take(bytes, &head, sizeof head))
         return err_set(e, -ERR_INVALID, "fuse: a request of %zu bytes has no header", bytes.len);
     ret->unique = head.unique;
+    ret->resent = (head.unique & FUSE_UNIQUE_RESEND) != 0;
     if (head.len != bytes.len)
         return err_set(e, -ERR_INVALID, "fuse: a request of %zu bytes says it has %u", bytes.len,
                        head.len);
@@ -269,14 +274,20 @@ size_t fuse_wire_put_read_head(uint8_t *out, uint64_t unique, uint32_t len) {
     return sizeof head;
 }
 
+/* A notification: unique is 0, the code is positive. */
+static size_t put_notification(uint8_t *out, int code, const void *body, size_t body_len) {
+    return put(out, 0, -code, body, body_len);
+}
+
+/* fs/fuse/dev.c, fuse_notify_resend: the requests go back to the queue that read(2) takes from,
+ * oldest first, in front of those that nobody has read. */
+size_t fuse_wire_put_resend(uint8_t *out) {
+    return put_notification(out, NOTIFY_RESEND, NULL, 0);
+}
+
 /* A negative offset: attributes only, no cached pages (there are none). fs/fuse/inode.c,
  * fuse_reverse_inval_inode. */
 size_t fuse_wire_put_attr_changed(uint8_t *out) {
     struct fuse_notify_inval_inode_out o = {.ino = ROOT_INODE, .off = -1};
-    size_t len = put(out, 0, 0, &o, sizeof o);
-    struct fuse_out_header head;
-    memcpy(&head, out, sizeof head);
-    head.error = FUSE_NOTIFY_INVAL_INODE; /* a notification: unique is 0, the code is positive */
-    memcpy(out, &head, sizeof head);
-    return len;
+    return put_notification(out, FUSE_NOTIFY_INVAL_INODE, &o, sizeof o);
 }

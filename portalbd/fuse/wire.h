@@ -40,6 +40,7 @@ enum fuse_wire_kind {
 struct fuse_wire_request {
     enum fuse_wire_kind kind;
     uint64_t unique; /* goes back unchanged */
+    bool resent;     /* an earlier process may have read it already, and did not answer */
     union {
         struct {
             uint32_t major, minor;
@@ -90,5 +91,7 @@ size_t fuse_wire_put_written(uint8_t *out, uint64_t unique, uint32_t len);
 size_t fuse_wire_put_statfs(uint8_t *out, uint64_t unique, const struct fuse_wire_file *file);
 /* The head in front of len bytes of data. */
 size_t fuse_wire_put_read_head(uint8_t *out, uint64_t unique, uint32_t len);
+/* Not a reply: asks for every request again that was read and not answered (Linux 6.9). */
+size_t fuse_wire_put_resend(uint8_t *out);
 /* Not a reply: tells the kernel to forget the attributes (the size) that it knows. */
 size_t fuse_wire_put_attr_changed(uint8_t *out);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "common/fiber.h"
@@ -27,6 +28,7 @@ struct fixture {
     uint64_t unique;
     uint8_t *message; /* MESSAGE_MAX bytes */
     int ended;
+    bool resume;
 };
 
 static void on_ended(void *arg, int rc, const char *text) {
@@ -38,8 +40,12 @@ static void on_ended(void *arg, int rc, const char *text) {
 static void start(void *arg) {
     struct fixture *f = arg;
     struct err e;
-    const struct fuse_server_config config = {
-        .loop = f->loop, .dev = &f->ram->dev, .fd = f->ours, .ended = on_ended, .arg = f};
+    const struct fuse_server_config config = {.loop = f->loop,
+                                              .dev = &f->ram->dev,
+                                              .fd = f->ours,
+                                              .resume = f->resume,
+                                              .ended = on_ended,
+                                              .arg = f};
     assert_int_equal(fuse_server_new(&config, &f->server, &e), 0);
 }
 
@@ -309,15 +315,115 @@ static void test_unmount_ends(void **state) {
     assert_int_equal(f->ended, 1);
 }
 
+static void end_server(void *arg) {
+    struct fixture *f = arg;
+    fuse_server_drain(f->server);
+    fuse_server_free(f->server);
+}
+
+static void expect_resend_wanted(struct fixture *f) {
+    struct fuse_out_header note = hear(f, NULL);
+    assert_int_equal(note.unique, 0);
+    assert_int_equal(note.error, 7); /* FUSE_NOTIFY_RESEND */
+}
+
+static int expect_init_answered(struct fixture *f) {
+    struct fuse_init_in in = {.major = 7,
+                              .minor = 36,
+                              .flags =
+                                  FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_MAX_PAGES | FUSE_INIT_EXT,
+                              .flags2 = 1 << 7 /* FUSE_HAS_RESEND */};
+    return call(f, FUSE_INIT, &in, sizeof in, NULL, 0, NULL);
+}
+
+/* The next process serves at once, and asks for what was not answered. */
+static void test_resume(void **state) {
+    struct fixture *f = *state;
+    assert_int_equal(expect_init_answered(f), 0);
+    assert_true(fuse_server_stats(f->server).resend);
+    loop_call(f->loop, end_server, f);
+    f->resume = true;
+    loop_call(f->loop, start, f);
+    expect_resend_wanted(f);
+    assert_int_equal(do_read(f, 0, 4096, NULL), 0);
+    assert_int_equal(fuse_server_stats(f->server).resent, 0);
+    f->unique |= UINT64_C(1) << 63;
+    assert_int_equal(do_read(f, 0, 4096, NULL), 0); /* checks that the reply has the same unique */
+    assert_int_equal(fuse_server_stats(f->server).resent, 1);
+    assert_true(fuse_server_stats(f->server).resend);
+    assert_int_equal(expect_init_answered(f), 0); /* the first process may have died before it */
+}
+
+/* At every point of a stream of requests: what was read is answered by who read it, the rest is
+ * read by the next, nothing twice. */
+static void test_handover(void **state) {
+    struct fixture *f = *state;
+    enum { ROUNDS = 50, COUNT = 40 };
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        uint64_t first = f->unique + 1, seen = 0;
+        for (unsigned i = 0; i < COUNT; i++) {
+            struct fuse_read_in in = {.offset = i * 512, .size = i % 7 == 0 ? 65536 : 512};
+            ask(f, FUSE_READ, &in, sizeof in, NULL, 0);
+            if (i == round % COUNT) {
+                loop_call(f->loop, end_server, f);
+                f->resume = true;
+                loop_call(f->loop, start, f);
+            }
+        }
+        unsigned notes = 0;
+        for (unsigned i = 0; i < COUNT + 1; i++) {
+            struct fuse_out_header head = hear(f, NULL);
+            if (head.unique == 0) {
+                notes += head.error == 7;
+                continue;
+            }
+            assert_int_equal(head.error, 0);
+            assert_int_equal(seen >> (head.unique - first) & 1, 0);
+            seen |= UINT64_C(1) << (head.unique - first);
+        }
+        assert_int_equal(notes, 1);
+        assert_int_equal(seen, (UINT64_C(1) << COUNT) - 1);
+    }
+}
+
+/* A kernel that knows no such notification refuses it (EINVAL), as a timer does. */
+static void start_without_resend(void *arg) {
+    struct fixture *f = arg;
+    struct err e;
+    struct fuse_server *server;
+    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+    const struct fuse_server_config config = {
+        .loop = f->loop, .dev = &f->ram->dev, .fd = fd, .resume = true};
+    assert_int_equal(fuse_server_new(&config, &server, &e), 0);
+    assert_false(fuse_server_stats(server).resend);
+    fuse_server_drain(server);
+    fuse_server_free(server);
+    close(fd);
+}
+
+static void test_resume_on_an_old_kernel(void **state) {
+    struct fixture *f = *state;
+    loop_call(f->loop, start_without_resend, f);
+}
+
 #define BOTH(test)                                                                                 \
     cmocka_unit_test_setup_teardown(test, setup_inline, teardown),                                 \
         cmocka_unit_test_setup_teardown(test, setup_later, teardown)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        BOTH(test_small_and_large),  BOTH(test_reads_at_any_byte),        BOTH(test_refusals),
-        BOTH(test_zeroes_are_exact), BOTH(test_flush_reaches_the_device), BOTH(test_grow),
-        BOTH(test_read_only),        BOTH(test_many_in_flight),           BOTH(test_unmount_ends),
+        BOTH(test_small_and_large),
+        BOTH(test_reads_at_any_byte),
+        BOTH(test_refusals),
+        BOTH(test_zeroes_are_exact),
+        BOTH(test_flush_reaches_the_device),
+        BOTH(test_grow),
+        BOTH(test_read_only),
+        BOTH(test_many_in_flight),
+        BOTH(test_unmount_ends),
+        BOTH(test_resume),
+        BOTH(test_handover),
+        BOTH(test_resume_on_an_old_kernel),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

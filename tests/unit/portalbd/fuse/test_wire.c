@@ -182,6 +182,11 @@ static void test_replies(void **state) {
     assert_int_equal(inval.ino, 1);
     assert_true(inval.off < 0);
 
+    assert_int_equal(fuse_wire_put_resend(out), sizeof(struct fuse_out_header));
+    assert_int_equal(head_of(out).len, sizeof(struct fuse_out_header));
+    assert_int_equal(head_of(out).unique, 0);
+    assert_int_equal(head_of(out).error, 7); /* FUSE_NOTIFY_RESEND of <linux/fuse.h>, 7.40 */
+
     n = fuse_wire_put_statfs(out, 8, &file);
     struct fuse_statfs_out st;
     memcpy(&st, out + sizeof(struct fuse_out_header), sizeof st);
@@ -189,11 +194,28 @@ static void test_replies(void **state) {
     assert_int_equal(st.st.bsize, 4096);
 }
 
+static void test_resent(void **state) {
+    (void)state;
+    struct fuse_read_in in = {.size = 4096};
+    struct request r = request_of(FUSE_READ, &in, sizeof in);
+    struct fuse_wire_request w;
+    assert_int_equal(parse(&r, &w), 0);
+    assert_false(w.resent);
+    struct fuse_in_header head;
+    memcpy(&head, r.bytes, sizeof head);
+    head.unique |= UINT64_C(1) << 63;
+    memcpy(r.bytes, &head, sizeof head);
+    assert_int_equal(parse(&r, &w), 0);
+    assert_true(w.resent);
+    assert_int_equal(w.unique, head.unique); /* the kernel looks for it with its bit */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read),      cmocka_unit_test(test_write),
         cmocka_unit_test(test_fallocate), cmocka_unit_test(test_every_length_is_bounded),
         cmocka_unit_test(test_negotiate), cmocka_unit_test(test_replies),
+        cmocka_unit_test(test_resent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
