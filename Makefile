@@ -41,13 +41,13 @@ endif
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
-PKGS     := libuv libcurl libcrypto expat liblz4 libisal jansson inih libmicrohttpd mount blkid libprotobuf-c
+PKGS     := libuv libcurl libcrypto expat liblz4 libisal jansson inih libmicrohttpd libnl-genl-3.0 mount blkid libprotobuf-c
 PKGS_GRPC := grpc_unsecure
 OPT      ?= -O2
 CFLAGS_ALL := -std=gnu11 $(OPT) -g -fno-omit-frame-pointer -D_GNU_SOURCE -DPORTALBD_VERSION='"$(VERSION)"' \
 	-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wmissing-prototypes -Wvla \
 	$(if $(WERROR),-Werror) $(if $(MUTANTS),-DMUTANTS) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all) \
-	-I. -isystem $(BUILD)/gen $(CFLAGS)
+	-I. -isystem $(BUILD)/gen -isystem /usr/include/libnl3 $(CFLAGS)
 LDFLAGS_ALL := $(if $(SAN),-fsanitize=$(SAN)) -pthread -Wl,--as-needed $(LDFLAGS)
 # Asked for once, and only when something is linked.
 LIBS      = $(eval LIBS := $(shell pkg-config --libs $(PKGS)) -lm)$(LIBS)
@@ -59,7 +59,7 @@ ROOMS := common portalbd/objstore portalbd/blockdev portalbd/format portalbd/cac
 	portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon node-agent/attach csi/mount csi/rpc node-agent csi
 MAINS := portalbd/daemon/portalbd.c portalbd/daemon/portalctl.c node-agent/node_agent.c csi/csi_driver.c
 RPC_FOLDERS := csi csi/rpc node-agent
-PROTOS := csi agent
+PROTOS := csi agent pluginregistration
 WKTS := google/protobuf/timestamp google/protobuf/wrappers google/protobuf/descriptor
 
 room_srcs = $(filter-out $(MAINS),$(wildcard $(1)/*.c))

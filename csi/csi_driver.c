@@ -17,6 +17,8 @@
 #include "csi/driver.h"
 #include "csi/housekeeping.h"
 #include "csi/mount/run.h"
+#include "csi/registration.h"
+#include "csi/rpc/endpoint.h"
 
 enum {
     LOOP_WORKERS = 4,
@@ -33,6 +35,8 @@ struct config {
     char *pools;
     char *cluster_id;
     char *agent;
+    char *registration_socket;
+    char *kubelet_endpoint;
     uint64_t volumes_max;
     uint64_t workers;
     uint64_t grace_us;
@@ -60,6 +64,12 @@ static const struct option_spec options[] = {
      .def = "unix:///run/portalbd/agent.sock", .group = "Node", .help = "The node agent's socket."},
     {"volumes-max", OPTION_U64, offsetof(struct config, volumes_max), .def = "64", .max = 65536,
      .help = "Volumes that Kubernetes may put on this node; 0: any number."},
+    {"registration-socket", OPTION_STRING, offsetof(struct config, registration_socket),
+     .arg = "FILE",
+     .help = "A socket in the kubelet's folder plugins_registry, on which it learns of this "
+             "driver; without it: somebody else registers the driver, or nobody."},
+    {"kubelet-endpoint", OPTION_STRING, offsetof(struct config, kubelet_endpoint), .arg = "FILE",
+     .help = "The CSI socket's path as the kubelet sees it; without it: the path of --endpoint."},
     {"http-address", OPTION_STRING, offsetof(struct config, http_address), .group = "Observation",
      .arg = "ADDRESS", .help = "Serve /metrics and /healthz at this IP address; without it: not."},
     {"http-port", OPTION_U64, offsetof(struct config, http_port), .def = "9811", .max = 65535,
@@ -90,8 +100,9 @@ struct driver {
     struct loop *loop; /* controller only, as are the next three */
     struct pools *pools;
     struct housekeeping *housekeeping;
-    struct rpc_client *agent; /* node only */
-    struct http_server *http; /* if asked for */
+    struct rpc_client *agent;                    /* node only */
+    _Atomic(struct registration *) registration; /* node only, if asked for; read by /healthz */
+    struct http_server *http;                    /* if asked for */
     struct rpc_server *rpc;
 
     struct identity identity;
@@ -135,8 +146,30 @@ static int start_node(struct driver *d, struct err *e) {
     return 0;
 }
 
+static int start_registration(struct driver *d, struct err *e) {
+    const char *endpoint = d->config.kubelet_endpoint;
+    int rc = 0;
+    if (!endpoint || !endpoint[0])
+        rc = endpoint_path(d->config.endpoint, &endpoint, e);
+    if (rc < 0)
+        return rc;
+    const struct registration_config config = {
+        .socket = d->config.registration_socket, .endpoint = endpoint, .metrics = d->metrics};
+    struct registration *r;
+    rc = registration_start(&config, &r, e);
+    if (rc == 0)
+        atomic_store(&d->registration, r);
+    return rc;
+}
+
 static bool healthy(void *arg, struct buf *text) {
     const struct driver *d = arg;
+    char why[512];
+    struct registration *r = atomic_load(&d->registration);
+    if (r && registration_refused(r, why, sizeof why)) {
+        buf_printf(text, "the kubelet does not register the driver: %s\n", why);
+        return false;
+    }
     buf_printf(text, "serving %s on %s\n", mode_names[d->config.mode], d->config.endpoint);
     return true;
 }
@@ -176,6 +209,8 @@ static int start(struct driver *d, struct err *e) {
         rpc_server_free(d->rpc);
         d->rpc = NULL;
     }
+    if (rc == 0 && has_node(d) && d->config.registration_socket)
+        rc = start_registration(d, e);
     return rc;
 }
 
@@ -196,11 +231,13 @@ static void free_pools(void *pools) {
 static void stop(struct driver *d) {
     struct err e;
     atomic_store(&d->controller.stopping, true);
+    registration_stop(atomic_load(&d->registration));
     if (d->rpc && rpc_server_stop(d->rpc, (uint32_t)(d->config.grace_us / 1000), STUCK_MS, &e) != 0)
         leave_at_once(&e);
     run_stop_all();
     rpc_server_free(d->rpc);
     http_server_stop(d->http);
+    registration_free(atomic_load(&d->registration));
     if (d->housekeeping)
         housekeeping_stop(d->housekeeping);
     if (d->loop) {
