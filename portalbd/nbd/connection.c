@@ -12,7 +12,8 @@
  *   I1  Who is asked for something (device, exporter, env's queue) finds the connection alive: it
  * is freed only when submitted == 0, !waiting and !turn_posted. I2  Bytes that arrive are parsed in
  * order; while the parser is blocked nothing is received. I3  The socket is watched for what the
- * next step needs, and for nothing else. */
+ * next step needs, and for nothing else. I4  An adopted connection that is drained receives no byte
+ * behind the request that it is in; at its end the parser stays blocked. */
 #include "portalbd/nbd/connection_internal.h"
 
 #include <netinet/in.h>
@@ -168,7 +169,11 @@ static bool receive(struct nbd_connection *c) {
         parts[count++] = (struct iovec){c->receiving->buffer + c->received, direct};
     }
     size_t room = CONNECTION_IN_SIZE - c->in_len;
-    parts[count++] = (struct iovec){c->in + c->in_len, room};
+    if (connection_is_handing_over(c))
+        room = direct ? 0 : MIN(room, requests_missing(c));
+    if (room)
+        parts[count++] = (struct iovec){c->in + c->in_len, room};
+    CHECK(count > 0);
     struct msghdr msg = {.msg_iov = parts, .msg_iovlen = count};
     ssize_t n;
     do {
@@ -358,6 +363,8 @@ static bool advance(struct nbd_connection *c) {
 /* May free c. */
 static void connection_run(struct nbd_connection *c) {
     bool hungry = advance(c);
+    if (c->server->draining)
+        nbd_server_changed(c->server); /* it may have come to rest */
     if (c->fd < 0)
         drop_unsent(c);
     else if (!is_over(c))
@@ -441,6 +448,19 @@ void nbd_connection_drain(struct list_node *node) {
     if (c->state == CONNECTION_HANDSHAKE)
         close_socket(c);
     connection_run(c);
+}
+
+bool nbd_connection_is_at_rest(const struct list_node *node) {
+    const struct nbd_connection *c = container_of(node, struct nbd_connection, node);
+    if (c->submitted)
+        return false;
+    if (!c->adopted || c->fd < 0)
+        return true;
+    return c->ops_open == 0 && c->skip_left == 0 && connection_input(c).len == 0;
+}
+
+void nbd_connection_undrain(struct list_node *node) {
+    connection_wake(container_of(node, struct nbd_connection, node));
 }
 
 void nbd_connection_kill(struct list_node *node) {

@@ -82,9 +82,16 @@ static inline struct view connection_input(const struct nbd_connection *c) {
     return view_of(c->in + c->in_off, c->in_len - c->in_off);
 }
 
+/* Reads on to the end of a request, and no further. */
+static inline bool connection_is_handing_over(const struct nbd_connection *c) {
+    return c->adopted && c->server->draining;
+}
+
 /* connection.c: run it in a later turn. */
 void connection_wake(struct nbd_connection *c);
 
 /* requests.c */
 enum parse_result requests_parse(struct nbd_connection *c);
+/* After PARSE_HUNGRY: bytes to the end of the header or payload that has begun; 0: none has. */
+size_t requests_missing(const struct nbd_connection *c);
 void requests_free_op(struct nbd_op *op);

@@ -17,6 +17,7 @@
 
 #include "common/bytes.h"
 #include "common/utf8.h"
+#include "portalbd/nbd/transmission.h"
 
 void nbd_handshake_init(struct nbd_handshake *h, bool list_denied, struct buf *out) {
     *h = (struct nbd_handshake){
@@ -291,19 +292,6 @@ enum nbd_handshake_event nbd_handshake_step(struct nbd_handshake *h, struct view
 
 /* --- the caller's answers --- */
 
-static uint16_t transmission_flags(const struct nbd_handshake *h, const struct nbd_export *x) {
-    uint16_t flags =
-        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
-    if (x->read_only)
-        flags |= NBD_FLAG_READ_ONLY;
-    else
-        flags |= NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
-                 NBD_FLAG_SEND_FAST_ZERO;
-    if (h->structured_replies)
-        flags |= NBD_FLAG_SEND_DF;
-    return flags;
-}
-
 static enum nbd_handshake_event ready(struct nbd_handshake *h) {
     h->context_allocation = h->context_set && strcmp(h->context_name, h->name) == 0;
     h->state = NBD_STATE_READY;
@@ -314,7 +302,7 @@ static enum nbd_handshake_event answer_export_name(struct nbd_handshake *h,
                                                    const struct nbd_export *x, struct buf *out) {
     uint8_t *p = buf_extend(out, 10);
     store_be64(p, x->size_bytes);
-    store_be16(p + 8, transmission_flags(h, x));
+    store_be16(p + 8, nbd_transmission_flags(x->read_only, h->structured_replies));
     if (!h->no_zeroes)
         memset(buf_extend(out, 124), 0, 124);
     return ready(h);
@@ -332,7 +320,7 @@ static void reply_infos(struct nbd_handshake *h, const struct nbd_export *x, str
     uint8_t *p = reply_begin(h, NBD_REP_INFO, 12, out);
     store_be16(p, NBD_INFO_EXPORT);
     store_be64(p + 2, x->size_bytes);
-    store_be16(p + 10, transmission_flags(h, x));
+    store_be16(p + 10, nbd_transmission_flags(x->read_only, h->structured_replies));
     if (h->infos_wanted & 1u << NBD_INFO_NAME)
         reply_info_string(h, NBD_INFO_NAME, h->name, out);
     if (h->infos_wanted & 1u << NBD_INFO_DESCRIPTION && x->description)

@@ -162,7 +162,7 @@ static void refuse(struct nbd_op *op, int rc, const char *text) {
 
 static void submit(struct nbd_op *op) {
     struct nbd_connection *c = op->conn;
-    if (c->server->draining) {
+    if (c->server->draining && !c->adopted) {
         refuse(op, -ERR_SHUTDOWN, "the server is shutting down");
         return;
     }
@@ -216,6 +216,16 @@ static void begin(struct nbd_connection *c, const struct nbd_request *wire) {
     submit(op);
 }
 
+size_t requests_missing(const struct nbd_connection *c) {
+    if (c->skip_left)
+        return c->skip_left;
+    if (c->receiving)
+        return c->receiving->buffer_len - c->received;
+    size_t len = connection_input(c).len;
+    CHECK(len < NBD_REQUEST_SIZE);
+    return len ? NBD_REQUEST_SIZE - len : 0;
+}
+
 /* Takes what there is of a payload out of the input; true when it is complete. */
 static bool take_payload(struct nbd_connection *c) {
     struct view in = connection_input(c);
@@ -244,10 +254,10 @@ enum parse_result requests_parse(struct nbd_connection *c) {
             return PARSE_HUNGRY;
         if (c->state != CONNECTION_SERVING)
             break;
-        if (c->adopted && c->server->draining)
-            return PARSE_BLOCKED; /* for the next daemon */
         struct view in = connection_input(c);
         struct nbd_request wire;
+        if (in.len == 0 && connection_is_handing_over(c))
+            return PARSE_BLOCKED; /* the rest is for the next daemon */
         if (in.len < NBD_REQUEST_SIZE)
             return PARSE_HUNGRY;
         if (!nbd_request_decode(in.data, &wire) || wire.type == NBD_CMD_DISC)

@@ -100,6 +100,10 @@ int nbd_server_adopt(struct nbd_server *s, int fd, struct blockdev *dev, struct 
     return nbd_connection_start(s, fd, dev, e);
 }
 
+uint16_t nbd_server_flags(const struct blockdev *dev) {
+    return nbd_transmission_flags(dev->read_only, false);
+}
+
 /* --- counts and callbacks --- */
 
 static void free_server(struct nbd_server *s) {
@@ -112,10 +116,24 @@ static void free_server(struct nbd_server *s) {
     free(s);
 }
 
+/* Somebody waits for it, and it is so. */
+static bool is_drained(const struct nbd_server *s) {
+    if (!s->drained)
+        return false;
+    if (!s->draining)
+        return true; /* taken back */
+    if (s->submitted > 0)
+        return false;
+    list_for_each (&s->connections, n)
+        if (!nbd_connection_is_at_rest(n))
+            return false;
+    return true;
+}
+
 static void on_event(struct env_event *event) {
     struct nbd_server *s = container_of(event, struct nbd_server, event);
     s->event_posted = false;
-    if (s->drained && s->draining && s->submitted == 0) {
+    if (is_drained(s)) {
         void (*drained)(void *) = s->drained;
         s->drained = NULL;
         drained(s->drained_arg);
@@ -135,8 +153,7 @@ static void on_event(struct env_event *event) {
 }
 
 void nbd_server_changed(struct nbd_server *s) {
-    if (!s->event_posted &&
-        ((s->drained && s->draining && s->submitted == 0) || s->connection_count == 0)) {
+    if (!s->event_posted && (s->connection_count == 0 || is_drained(s))) {
         s->event_posted = true;
         env_post(s->env, &s->event);
     }
@@ -199,6 +216,14 @@ void nbd_server_drain(struct nbd_server *s, void (*done)(void *arg), void *arg) 
     close_listeners(s);
     list_for_each (&s->connections, n)
         nbd_connection_drain(n);
+    nbd_server_changed(s);
+}
+
+void nbd_server_undrain(struct nbd_server *s) {
+    CHECK(s->draining && !s->closing);
+    s->draining = false;
+    list_for_each (&s->connections, n)
+        nbd_connection_undrain(n);
     nbd_server_changed(s);
 }
 

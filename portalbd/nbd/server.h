@@ -47,12 +47,23 @@ int nbd_server_serve(struct nbd_server *s, int fd, struct err *e);
 /* Takes over a connected socket that is in the transmission phase already, with simple replies: the
  * other end is the kernel's client. dev is borrowed until the connection has ended. */
 int nbd_server_adopt(struct nbd_server *s, int fd, struct blockdev *dev, struct err *e);
+/* The transmission flags (NBD_FLAG_x) of a device that is served so: there is no handshake to tell
+ * its client. */
+uint16_t nbd_server_flags(const struct blockdev *dev);
 
 /* No new clients; requests that are under way are finished; what comes later is answered with
- * ESHUTDOWN or, on an adopted connection, left unread (the kernel sends it again on a new socket).
- * Calls done(arg) in a later turn when nothing is under way. Once. */
+ * ESHUTDOWN. Calls done(arg) in a later turn when nothing is under way. Not twice without undrain.
+ *
+ * An adopted connection comes to rest at a boundary between requests: everything that was read is
+ * answered, a request that was read in part is read to its end and answered first, and nothing
+ * behind it is read. When done is called, all replies are in the socket: another process may go on
+ * with a copy of the descriptor. It waits for a client that does not read, or sends half a request,
+ * until the connection ends: the caller has a limit. */
 void nbd_server_drain(struct nbd_server *s, void (*done)(void *arg), void *arg);
+/* Takes it back: adopted connections are read again. done, if it was not called yet, is now. */
+void nbd_server_undrain(struct nbd_server *s);
 
-/* Closes all sockets, waits for what is under way and frees the server; then done(arg), in a later
- * turn. done may be NULL. */
+/* Closes all sockets (our descriptors alone, without shutdown(2): who has a copy of one goes on
+ * with it), waits for what is under way and frees the server; then done(arg), in a later turn. done
+ * may be NULL. */
 void nbd_server_close(struct nbd_server *s, void (*done)(void *arg), void *arg);

@@ -50,6 +50,9 @@ struct nbd_connection;
 /* Takes fd over. dev: adopted, in the transmission phase. */
 int nbd_connection_start(struct nbd_server *s, int fd, struct blockdev *dev, struct err *e);
 void nbd_connection_drain(struct list_node *node);
+void nbd_connection_undrain(struct list_node *node);
+/* Drained: owes nobody anything and, when adopted, stands at a boundary between requests. */
+bool nbd_connection_is_at_rest(const struct list_node *node);
 void nbd_connection_kill(struct list_node *node); /* closes the socket; it may be gone on return */
 
 /* server.c: what connections tell. */

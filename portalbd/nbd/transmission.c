@@ -7,6 +7,19 @@
 
 #include "common/bytes.h"
 
+uint16_t nbd_transmission_flags(bool read_only, bool structured_replies) {
+    unsigned flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
+    if (read_only)
+        flags |= NBD_FLAG_READ_ONLY;
+    else
+        flags |= NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |
+                 NBD_FLAG_SEND_FAST_ZERO;
+    if (structured_replies)
+        flags |= NBD_FLAG_SEND_DF;
+    return (uint16_t)flags;
+}
+
 bool nbd_request_decode(const uint8_t *bytes, struct nbd_request *ret) {
     if (load_be32(bytes) != NBD_REQUEST_MAGIC)
         return false;

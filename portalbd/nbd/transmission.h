@@ -12,6 +12,9 @@ struct nbd_mode {
     bool context_allocation;
 };
 
+/* NBD_FLAG_x that an export is announced with. */
+uint16_t nbd_transmission_flags(bool read_only, bool structured_replies);
+
 struct nbd_request {
     uint16_t flags; /* NBD_CMD_FLAG_x */
     uint16_t type;  /* NBD_CMD_x, or anything */

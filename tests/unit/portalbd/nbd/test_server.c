@@ -15,7 +15,7 @@
 #include "portalbd/nbd/server.h"
 #include "tests/support/memory_blockdev.h"
 
-enum { SIZE = 1 << 20, SLOW_US = 30 * 1000 };
+enum { SIZE = 1 << 20, SLOW_US = 100 * 1000 };
 
 struct fixture {
     struct loop *loop;
