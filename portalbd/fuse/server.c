@@ -543,9 +543,18 @@ void fuse_server_free(struct fuse_server *s) {
 void fuse_server_drain(struct fuse_server *s) {
     s->stopped = true;
     loop_watch_stop(&s->watch);
+    fiber_done_init(&s->idle);
     if (s->in_flight)
         fiber_done_wait_always(s->env, &s->idle);
-    CHECK(s->in_flight == 0);
+}
+
+void fuse_server_undrain(struct fuse_server *s) {
+    if (s->ended || !s->stopped)
+        return;
+    s->stopped = false;
+    if (!s->idle.done)
+        fiber_done_set(&s->idle);
+    watch_again(s);
 }
 
 void fuse_server_grew(struct fuse_server *s) {

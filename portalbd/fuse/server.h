@@ -55,6 +55,8 @@ void fuse_server_free(struct fuse_server *s);
  * fiber is cancelled. Afterwards another process may go on with a copy of the descriptor (resume):
  * what was not read waits in the kernel. */
 void fuse_server_drain(struct fuse_server *s);
+/* Takes it back: reads requests again. A fiber that still waits in fuse_server_drain returns. */
+void fuse_server_undrain(struct fuse_server *s);
 
 /* The device has grown: the kernel asks for the size again. */
 void fuse_server_grew(struct fuse_server *s);
