@@ -1,4 +1,5 @@
 /* `attach`: one volume for one kernel device, over descriptors that our parent made. */
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,21 +11,36 @@
 
 /* --- the parent's pipe --- */
 
-void attach_report(struct daemon *d, const struct err *failure) {
-    int fd = (int)d->config.ready_fd;
-    if (d->command != COMMAND_ATTACH || fd <= 0)
-        return;
-    json_t *j = failure ? json_pack("{s:s,s:s}", "error", failure->text, "code",
-                                    err_code_name(failure->code))
-                        : json_pack("{s:b,s:I}", "ready", 1, "size_bytes",
-                                    (json_int_t)bd_size_bytes(d->attached->dev));
+/* Takes j. A pipe takes a line at once; a parent that has gone does not matter. */
+static void tell(struct daemon *d, json_t *j) {
     char *line = j ? json_dumps(j, JSON_COMPACT) : NULL;
-    /* A line that a pipe takes at once; a parent that has gone does not matter. */
+    int fd = (int)d->config.ready_fd;
     if (line && (write(fd, line, strlen(line)) < 0 || write(fd, "\n", 1) < 0))
         log_debug("nobody hears that we are ready", LOG_ERRNO(errno));
     free(line);
     json_decref(j);
-    close(fd);
+}
+
+void attach_owned(struct daemon *d) {
+    if (d->config.ready_fd)
+        tell(d, json_pack("{s:b}", "opened", 1));
+}
+
+static json_t *ready_line(const struct daemon *d) {
+    return json_pack("{s:b,s:I,s:i,s:s}", "ready", 1, "size_bytes",
+                     (json_int_t)bd_size_bytes(d->attached->dev), "nbd_flags",
+                     nbd_server_flags(d->attached->dev), "journal",
+                     served_journal_kind(d->attached));
+}
+
+void attach_report(struct daemon *d, const struct err *failure) {
+    if (!d->config.ready_fd)
+        return;
+    tell(d, failure
+                ? json_pack("{s:s,s:s}", "error", failure->text, "code",
+                            failure->code == -ERR_FENCED ? "fenced" : err_code_name(failure->code))
+                : ready_line(d));
+    close((int)d->config.ready_fd);
     d->config.ready_fd = 0;
 }
 
@@ -72,13 +88,17 @@ static void on_fuse_ended(void *arg, int rc, const char *text) {
 }
 
 static void on_nbd_idle(void *arg) {
+    struct daemon *d = arg;
     log_info("the kernel has closed the connection, ending");
-    daemon_stop(arg);
+    close(d->device_fd);
+    d->device_fd = -1;
+    daemon_stop(d);
 }
 
 static int start_nbd(struct daemon *d, struct err *e) {
     d->nbd = nbd_server_new(&(struct nbd_server_config){
         .loop = d->loop, .metrics = d->metrics, .on_idle = on_nbd_idle, .arg = d});
+    d->device_fd = fcntl((int)d->config.nbd_fd, F_DUPFD_CLOEXEC, 3); /* the server owns its own */
     return nbd_server_adopt(d->nbd, (int)d->config.nbd_fd, d->attached->dev, e);
 }
 
@@ -86,8 +106,10 @@ static int start_fuse(struct daemon *d, struct err *e) {
     struct fuse_server_config config = {.loop = d->loop,
                                         .dev = d->attached->dev,
                                         .fd = (int)d->config.fuse_fd,
+                                        .resume = d->config.resume,
                                         .ended = on_fuse_ended,
                                         .arg = d};
+    d->device_fd = (int)d->config.fuse_fd;
     return fuse_server_new(&config, &d->fuse, e);
 }
 
@@ -96,7 +118,9 @@ int attach_start(struct daemon *d, struct err *e) {
     int rc = find_target(d, &target, e);
     if (rc == 0)
         rc = served_open(&d->served_config, &target, &d->attached, e);
-    if (rc < 0)
-        return rc;
-    return d->config.fuse_fd ? start_fuse(d, e) : start_nbd(d, e);
+    if (rc == 0 && d->config.fuse_fd)
+        rc = start_fuse(d, e);
+    else if (rc == 0 && d->config.nbd_fd)
+        rc = start_nbd(d, e);
+    return rc;
 }

@@ -14,11 +14,14 @@ enum {
 
 enum exit_code {
     EXIT_OK = 0,
-    EXIT_FAILED = 1,  /* could not start */
-    EXIT_USAGE = 2,   /* the command line */
-    EXIT_UNSAVED = 3, /* not everything is in the store; the log says what */
-    EXIT_FENCED = 4,  /* another writer has a volume */
+    EXIT_FAILED = 1,      /* could not start */
+    EXIT_USAGE = 2,       /* the command line */
+    EXIT_UNSAVED = 3,     /* not everything is in the store; the log says what */
+    EXIT_FENCED = 4,      /* another writer has a volume */
+    EXIT_HANDED_OVER = 5, /* the volume is not closed, its device lives: for the next daemon */
 };
+
+enum journal_kind { JOURNAL_SHM, JOURNAL_MEMORY };
 
 enum command { COMMAND_SERVE, COMMAND_ATTACH };
 
@@ -26,6 +29,9 @@ struct config {
     struct pool_options pool;
     char *run_dir;
     char *node_id;
+    int journal; /* enum journal_kind */
+    char *journal_dir;
+    char *state_dir;
     uint64_t journal_size;
     uint64_t cache_size;
     uint64_t flush_coalesce_us;
@@ -40,6 +46,7 @@ struct config {
     char *volume;
     uint64_t publish_epoch;
     bool read_only;
+    bool resume;
     uint64_t fuse_fd, nbd_fd, ready_fd;
 
     char *http_address;
@@ -64,8 +71,9 @@ struct daemon {
     struct waitq events; /* woken at every change of what follows */
     bool started;        /* the starting fiber has ended, with start_err */
     struct err start_err;
-    bool stop;    /* end, cleanly */
-    bool give_up; /* ... but wait no more */
+    bool stop;       /* end, cleanly */
+    bool give_up;    /* ... but wait no more */
+    bool out_of_use; /* attach: the volume is FENCED or ERROR, nothing of it can be saved */
     int exit_code;
 
     struct pool pool;
@@ -77,6 +85,11 @@ struct daemon {
     struct served *attached; /* attach */
     struct nbd_server *nbd;
     struct fuse_server *fuse;
+    int device_fd; /* attach: of the kernel's device; -1: none, or gone */
+    bool draining;
+    unsigned drains_left; /* front ends with requests under way, while draining */
+    bool handing_over;    /* a fiber is at it */
+    bool handed_over;
 };
 
 /* Asks for a clean end. Owner thread, any context. */
@@ -98,8 +111,16 @@ void exports_free(struct exports *x);
 
 /* attach.c: the one volume of `attach`. */
 int attach_start(struct daemon *d, struct err *e); /* fiber */
+void attach_owned(struct daemon *d);               /* to --ready-fd: the volume is ours */
 void attach_report(struct daemon *d,
                    const struct err *failure); /* to --ready-fd; NULL: it serves */
+
+/* handover.c: the device in other hands. */
+/* No front end takes requests any more; d->drains_left counts those that still have some. */
+void drain_start(struct daemon *d);
+/* fiber. The control verbs of these names (docs/control.md). */
+int handover_device(void *arg, json_t **ret_result, int *ret_fd, struct err *e);
+int handover(void *arg, json_t **ret_result, int *ret_fd, struct err *e);
 
 /* process.c: a process that stands under a file system must not need memory that this file system
  * has to give back first. Says once what is refused. */

@@ -25,6 +25,9 @@
 
 /* --- options --- */
 
+static const char *const journal_names[] = {
+    [JOURNAL_SHM] = "shm", [JOURNAL_MEMORY] = "memory", NULL};
+
 static const struct option_spec options[] = {
     POOL_OPTION_SPECS(config),
     {"listen", OPTION_STRINGS, offsetof(struct config, listen), .letter = 'l', .arg = "ADDRESS",
@@ -46,24 +49,43 @@ static const struct option_spec options[] = {
              "publishes it itself."},
     {"read-only", OPTION_BOOL, offsetof(struct config, read_only),
      .commands = OPTION_FOR(COMMAND_ATTACH), .help = "Refuse writes."},
+    {"resume", OPTION_BOOL, offsetof(struct config, resume), .commands = OPTION_FOR(COMMAND_ATTACH),
+     .help = "An earlier daemon of this attachment owned the volume: if another writer has had it "
+             "since, end with exit code 4. A --fuse-fd is one that it served."},
     {"fuse-fd", OPTION_U64, offsetof(struct config, fuse_fd), .max = INT_MAX,
-     .commands = OPTION_FOR(COMMAND_ATTACH), .help = "Descriptor of a mounted /dev/fuse."},
+     .commands = OPTION_FOR(COMMAND_ATTACH),
+     .help =
+         "Descriptor of a mounted /dev/fuse. Without this and --nbd-fd: upload what the journal "
+         "holds, close the volume, and end."},
     {"nbd-fd", OPTION_U64, offsetof(struct config, nbd_fd), .max = INT_MAX,
      .commands = OPTION_FOR(COMMAND_ATTACH),
      .help = "Descriptor of a socket whose other end the kernel's NBD client has."},
     {"ready-fd", OPTION_U64, offsetof(struct config, ready_fd), .max = INT_MAX,
      .commands = OPTION_FOR(COMMAND_ATTACH),
-     .help = "Descriptor that gets a line of JSON once the volume is served, or why it is not."},
+     .help = "Descriptor that gets a line of JSON once the volume is ours, and one once it is "
+             "served, or why it is not."},
     {"run-dir", OPTION_STRING, offsetof(struct config, run_dir), .def = RUN_DIR_DEFAULT,
      .arg = "DIR", .group = "Daemon",
      .help = "Locks and control sockets; one folder for all daemons of a node."},
     {"node-id", OPTION_STRING, offsetof(struct config, node_id), .env = "NODE_ID",
      .help = "Name of this node; the host's name without it."},
+    {"journal", OPTION_ENUM, offsetof(struct config, journal), .def = "shm",
+     .choices = journal_names,
+     .help = "Where writes are kept until the store has them: shm, files that outlive this process "
+             "(its death loses nothing); memory."},
+    {"journal-dir", OPTION_STRING, offsetof(struct config, journal_dir), .arg = "DIR",
+     .help = "Folder of the journals, on a tmpfs; without it journals/ in --run-dir."},
+    {"state-dir", OPTION_STRING, offsetof(struct config, state_dir), .arg = "DIR",
+     .def = "/var/lib/portalbd",
+     .help = "Folder, on a disk, for journals that were set aside because another writer had the "
+             "volume."},
     {"cache-size", OPTION_SIZE, offsetof(struct config, cache_size), .def = "64Mi", .min = 1 << 20,
      .max = UINT64_C(1) << 40, .help = "Bytes of RAM cache of each volume."},
     {"journal-size", OPTION_SIZE, offsetof(struct config, journal_size), .def = "64Mi",
      .min = 4 << 20, .max = UINT64_C(1) << 40,
-     .help = "Bytes of writes of each volume that may be acknowledged and not yet stored."},
+     .help =
+         "Bytes of writes of each volume that may be acknowledged and not yet stored. A journal "
+         "that is there already keeps its size."},
     {"flush-coalesce", OPTION_DURATION, offsetof(struct config, flush_coalesce_us), .def = "0us",
      .max = SECONDS(1),
      .help = "How long a flush waits for others to share its request: latency for requests."},
@@ -97,7 +119,7 @@ static const struct option_program program = {
         "export's name is the volume's name; volume@snapshot is a snapshot, read-only.\n\nSIGTERM "
         "ends it cleanly: requests under way are finished, everything is stored. Exit codes: 0 all "
         "is in the store, 1 it could not start, 2 the command line, 3 not everything is in the "
-        "store, 4 another writer has a volume.",
+        "store, 4 another writer has a volume, 5 its device was handed over to the next daemon.",
     .env_prefix = "PORTALBD_",
     .options = options,
     .commands = commands,
@@ -133,8 +155,9 @@ void daemon_close_volume(struct daemon *d, struct served *s, bool published) {
     if (served_close(s, &e) < 0) {
         char unsaved[200];
         served_describe_unsaved(s, unsaved, sizeof unsaved);
-        log_error("the volume was not closed", LOG_STR("volume", s->target.id), LOG_ERR(&e),
-                  LOG_STR("unsaved", unsaved));
+        log_error(
+            "the volume was not closed", LOG_STR("volume", s->target.id), LOG_ERR(&e),
+            LOG_STR("unsaved", unsaved[0] ? unsaved : "nothing, but it is not marked closed"));
         d->exit_code = MAX(d->exit_code, e.code == -ERR_FENCED ? EXIT_FENCED : EXIT_UNSAVED);
     } else if (published && catalog_volume_unpublish(&d->pool.catalog, s->target.id,
                                                      d->config.node_id, &e) < 0) {
@@ -314,36 +337,6 @@ static void on_stop_limit(struct env_timer *timer) {
     waitq_wake_all(&d->events);
 }
 
-/* Draining ends when requests do: by themselves, or because the volume was dropped. */
-struct drains {
-    struct daemon *daemon;
-    unsigned left;
-};
-
-static void drain_ended(void *arg) {
-    struct drains *k = arg;
-    k->left--;
-    waitq_wake_all(&k->daemon->events);
-}
-
-static void fuse_drain_fiber(void *arg) {
-    struct drains *k = arg;
-    fuse_server_drain(k->daemon->fuse);
-    drain_ended(k);
-}
-
-static void start_drains(struct daemon *d, struct drains *k) {
-    *k = (struct drains){.daemon = d};
-    if (d->nbd) {
-        k->left++;
-        nbd_server_drain(d->nbd, drain_ended, k);
-    }
-    if (d->fuse) {
-        k->left++;
-        fiber_start(d->env, fuse_drain_fiber, k);
-    }
-}
-
 static void close_volumes(struct daemon *d) {
     if (d->exports)
         exports_close_all(d->exports);
@@ -378,20 +371,23 @@ static void free_front_ends(struct daemon *d) {
         served_free(TAKE_PTR(d->attached));
 }
 
+/* What nobody closes any more was handed over, or cannot be saved; dropping it ends requests with
+ * ESHUTDOWN. */
 static void take_down(struct daemon *d) {
     struct stop_timer limit = {.timer.fn = on_stop_limit, .daemon = d};
-    struct drains drains;
     if (d->config.stop_limit_us)
         env_timer_start(d->env, &limit.timer, d->config.stop_limit_us);
     if (d->exports)
         exports_cancel_opening(d->exports);
-    start_drains(d, &drains);
-    while (drains.left && !d->give_up)
-        wait_event(d);
-    run_bounded(d, close_volumes);
+    drain_start(d);
+    if (!d->handed_over && !d->out_of_use) {
+        while (d->drains_left && !d->give_up && !d->out_of_use)
+            wait_event(d);
+        run_bounded(d, close_volumes);
+    }
     env_timer_stop(d->env, &limit.timer);
     drop_volumes(d);
-    while (drains.left)
+    while (d->drains_left)
         wait_event(d);
     free_front_ends(d);
     pool_close(&d->pool);
@@ -415,6 +411,8 @@ static void main_fiber(void *arg) {
         d->exit_code = d->start_err.code == -ERR_FENCED ? EXIT_FENCED : EXIT_FAILED;
     }
     attach_report(d, d->start_err.code < 0 ? &d->start_err : NULL);
+    if (d->command == COMMAND_ATTACH && !d->fuse && !d->nbd)
+        d->stop = true; /* upload only */
     while (!d->stop && d->start_err.code == 0)
         wait_event(d);
     take_down(d);
@@ -449,8 +447,8 @@ static int start_http(struct daemon *d, struct err *e) {
 static int check_attach(const struct config *c, struct err *e) {
     if (!c->volume)
         return err_set(e, -ERR_INVALID, "attach: --volume is missing");
-    if (!c->fuse_fd == !c->nbd_fd)
-        return err_set(e, -ERR_INVALID, "attach: one of --fuse-fd and --nbd-fd is needed");
+    if (c->fuse_fd && c->nbd_fd)
+        return err_set(e, -ERR_INVALID, "attach: only one of --fuse-fd and --nbd-fd");
     return 0;
 }
 
@@ -465,19 +463,46 @@ static void on_shutdown(void *arg) {
     daemon_stop(arg);
 }
 
+static void on_owned(void *arg) {
+    attach_owned(arg);
+}
+
+/* Whoever attached it takes the device down; `serve` has other volumes, and may open it again. */
+static void on_out_of_use(void *arg, struct served *s, const struct err *why) {
+    struct daemon *d = arg;
+    (void)s;
+    if (d->command != COMMAND_ATTACH || d->out_of_use)
+        return;
+    d->out_of_use = true;
+    d->exit_code = why->code == -ERR_FENCED ? EXIT_FENCED : EXIT_UNSAVED;
+    daemon_stop(d);
+}
+
+static const struct served_hooks served_hooks = {.owned = on_owned,
+                                                 .out_of_use = on_out_of_use,
+                                                 .shutdown = on_shutdown,
+                                                 .grown = on_grown,
+                                                 .device = handover_device,
+                                                 .handover = handover};
+
 static void set_served_config(struct daemon *d) {
-    d->served_config = (struct served_config){.loop = d->loop,
-                                              .pool = &d->pool,
-                                              .run_dir = d->config.run_dir,
-                                              .metrics = d->metrics,
-                                              .scraped = d->config.http_address != NULL,
-                                              .journal_size = d->config.journal_size,
-                                              .cache_size = d->config.cache_size,
-                                              .flush_coalesce_us = d->config.flush_coalesce_us,
-                                              .broken = &d->broken,
-                                              .shutdown = on_shutdown,
-                                              .grown = on_grown,
-                                              .arg = d};
+    if (!d->config.journal_dir)
+        d->config.journal_dir = xasprintf("%s/journals", d->config.run_dir);
+    d->served_config = (struct served_config){
+        .loop = d->loop,
+        .pool = &d->pool,
+        .run_dir = d->config.run_dir,
+        .journal_dir = d->config.journal == JOURNAL_SHM ? d->config.journal_dir : NULL,
+        .state_dir = d->config.state_dir,
+        .resume = d->config.resume,
+        .metrics = d->metrics,
+        .scraped = d->config.http_address != NULL,
+        .journal_size = d->config.journal_size,
+        .cache_size = d->config.cache_size,
+        .flush_coalesce_us = d->config.flush_coalesce_us,
+        .broken = &d->broken,
+        .hooks = &served_hooks,
+        .arg = d};
 }
 
 static int run(struct daemon *d, struct err *e) {
@@ -520,7 +545,7 @@ static void set_node_id(struct config *c) {
 }
 
 int main(int argc, char **argv) {
-    struct daemon d = {0};
+    struct daemon d = {.device_fd = -1};
     struct option_args args;
     struct err e;
     options_parse_or_exit(&program, argc, argv, &d.config, &args);

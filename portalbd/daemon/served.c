@@ -5,16 +5,14 @@
  * served_free; what comes in between is refused at the gate (ESHUTDOWN). */
 #include "portalbd/daemon/served.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/log.h"
 #include "common/mem.h"
+#include "portalbd/daemon/lock_file.h"
 
 enum { SAMPLE_US = 1000 * 1000 }; /* how old what /metrics shows may be */
 
@@ -34,30 +32,6 @@ static char *lock_path(const struct served_config *config, const char *id) {
     return xasprintf("%s/%s.lock", config->run_dir, id);
 }
 
-/* A lock counts only while its file is still the one at the path: who ends removes it. */
-static int take_lock(const char *path, int *ret_fd, struct err *e) {
-    for (;;) {
-        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd < 0)
-            return err_from_errno(e, errno, "lock file %s", path);
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-            int rc = errno == EWOULDBLOCK
-                         ? err_set(e, -ERR_IN_USE,
-                                   "another daemon of this node serves it (it holds %s)", path)
-                         : err_from_errno(e, errno, "lock file %s", path);
-            close(fd);
-            return rc;
-        }
-        struct stat ours, now;
-        if (fstat(fd, &ours) == 0 && stat(path, &now) == 0 && ours.st_ino == now.st_ino &&
-            ours.st_dev == now.st_dev) {
-            *ret_fd = fd;
-            return 0;
-        }
-        close(fd);
-    }
-}
-
 static void drop_lock(struct served *s) {
     CLEANUP_FREE char *path = lock_path(&s->config, s->target.id);
     unlink(path);
@@ -68,7 +42,7 @@ static int lock(struct served *s, struct err *e) {
     CLEANUP_FREE char *path = lock_path(&s->config, s->target.id);
     if (mkdir(s->config.run_dir, 0700) < 0 && errno != EEXIST)
         return err_from_errno(e, errno, "run folder %s", s->config.run_dir);
-    return take_lock(path, &s->lock_fd, e);
+    return lock_file_take(path, &s->lock_fd, e);
 }
 
 /* --- metrics --- */
@@ -207,6 +181,23 @@ static void on_broken(void *arg, const struct err *why) {
     metrics_gauge_add(s->config.broken, 1);
     log_error("the volume is out of use: requests are refused from now on",
               LOG_STR("volume", s->target.id), LOG_ERR(why));
+    s->config.hooks->out_of_use(s->config.arg, s, why);
+}
+
+static void on_owned(void *arg) {
+    struct served *s = arg;
+    s->owned = true;
+    s->config.hooks->owned(s->config.arg);
+}
+
+static int open_journal(struct served *s, struct err *e) {
+    struct journal_file_config config = {.dir = s->config.journal_dir,
+                                         .state_dir = s->config.state_dir,
+                                         .id = s->target.id,
+                                         .size = s->config.journal_size};
+    if (!config.dir || s->target.is_snapshot)
+        return 0;
+    return journal_file_open(&config, &s->journal, e);
 }
 
 static int open_volume(struct served *s, struct err *e) {
@@ -215,9 +206,12 @@ static int open_volume(struct served *s, struct err *e) {
                                    .key = s->target.key,
                                    .publish_epoch = s->target.publish_epoch,
                                    .journal_size = s->config.journal_size,
+                                   .journal = s->journal ? journal_file_memory(s->journal) : NULL,
+                                   .resume = s->config.resume,
                                    .cache_size = s->config.cache_size,
                                    .flush_coalesce_us = s->config.flush_coalesce_us,
                                    .on_broken = on_broken,
+                                   .on_owned = on_owned,
                                    .arg = s};
     int rc = s->target.is_snapshot ? volume_open_pin(&config, &s->target.pin, &s->volume, e)
                                    : volume_open(&config, &s->volume, e);
@@ -248,7 +242,9 @@ int served_open(const struct served_config *config, const struct served_target *
         free(s);
         return err_wrap(e, "volume %s", target->id);
     }
-    rc = open_volume(s, e);
+    rc = open_journal(s, e);
+    if (rc == 0)
+        rc = open_volume(s, e);
     if (rc == 0)
         rc = listen_for_control(s, e);
     if (rc < 0) {
@@ -302,6 +298,8 @@ void served_free(struct served *s) {
     free(s->values);
     if (s->broken)
         metrics_gauge_add(s->config.broken, -1);
+    if (s->journal)
+        journal_file_close(s->journal, s->closed || (!s->owned && journal_file_is_new(s->journal)));
     drop_lock(s);
     free(s);
 }
@@ -314,11 +312,15 @@ void served_describe_unsaved(struct served *s, char *text, size_t size) {
     if (s->closed || s->target.is_snapshot || !s->volume)
         return;
     volume_status(s->volume, &st);
+    if (st.last_write == st.durable_write)
+        return;
     snprintf(text, size,
              "writes %llu to %llu (%llu bytes, the oldest %llu s old) are not in the store",
              (unsigned long long)(st.durable_write + 1), (unsigned long long)st.last_write,
              (unsigned long long)st.unflushed_bytes,
              (unsigned long long)(st.oldest_unflushed_us / 1000000));
-    if (st.last_write == st.durable_write)
-        snprintf(text, size, "everything is in the store, but the volume is not marked as closed");
+}
+
+const char *served_journal_kind(const struct served *s) {
+    return s->journal || s->target.is_snapshot ? "shm" : "memory";
 }

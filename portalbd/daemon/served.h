@@ -4,21 +4,38 @@
 
 #include "portalbd/blockdev/stats.h"
 #include "portalbd/control/server.h"
+#include "portalbd/daemon/journal_file.h"
 #include "portalbd/daemon/pool.h"
 #include "portalbd/volume/volume.h"
+
+struct served;
+
+/* What the process hears of a volume and does for its control socket. */
+struct served_hooks {
+    void (*owned)(void *arg); /* fiber: it is ours; a successor resumes */
+    /* It is FENCED or ERROR: every request is refused from now on. */
+    void (*out_of_use)(void *arg, struct served *s, const struct err *why);
+    void (*shutdown)(void *arg); /* the control socket asks the process to end */
+    void (*grown)(void *arg);    /* fiber: the device has grown */
+    /* fiber. The verbs of these names: what is answered, and a copy of the device's descriptor. */
+    int (*device)(void *arg, json_t **ret_result, int *ret_fd, struct err *e);
+    int (*handover)(void *arg, json_t **ret_result, int *ret_fd, struct err *e);
+};
 
 struct served_config {
     struct loop *loop;
     struct pool *pool;
     const char *run_dir;
+    const char *journal_dir; /* NULL: journals in memory, gone with the process */
+    const char *state_dir;
+    bool resume;             /* as in struct volume_config */
     struct metrics *metrics; /* may be NULL */
     bool scraped;            /* somebody may look at the metrics at any time, on another thread */
     uint64_t journal_size;   /* bytes; 0: the engine's default, like the next */
     uint64_t cache_size;
     uint64_t flush_coalesce_us;
     struct metrics_gauge *broken; /* borrowed: how many volumes are out of use */
-    void (*shutdown)(void *arg);  /* the control socket asks the process to end */
-    void (*grown)(void *arg);     /* fiber: the device has grown; may be NULL */
+    const struct served_hooks *hooks;
     void *arg;
 };
 
@@ -43,10 +60,12 @@ struct served {
     struct served_config config;
     struct served_target target;
     int lock_fd;
-    struct volume *volume; /* NULL after served_drop */
+    struct journal_file *journal; /* NULL: none, or in memory */
+    struct volume *volume;        /* NULL after served_drop */
     struct served_gate gate;
     struct blockdev *dev; /* what front ends use: a layer that counts, over the gate */
     struct control_server *control;
+    bool owned; /* step 5 of Open was reached */
     bool broken;
     bool closing;
     bool closed; /* volume_close returned 0: everything is in the store */
@@ -64,13 +83,17 @@ int served_close(struct served *s, struct err *e);
 /* fiber. Takes the control socket away and drops the volume; requests that are still under way end
  * with ESHUTDOWN. */
 void served_drop(struct served *s);
-/* When no front end uses the device any more. Unlocks. */
+/* When no front end uses the device any more. Unlocks; the journal stays unless all is in the
+ * store.
+ */
 void served_free(struct served *s);
 
 /* Brings the engine's metrics up to date; once a second it happens by itself when `scraped`. */
 void served_sample(struct served *s);
-/* What a clean end would still have to upload, in words; "" when nothing. */
+/* Which writes are not in the store, in words; "" when all are. */
 void served_describe_unsaved(struct served *s, char *text, size_t size);
+/* "shm": nothing is lost when this process dies; "memory": what is not flushed is. */
+const char *served_journal_kind(const struct served *s);
 
 /* verbs.c: the control socket's verbs. */
 int served_control(void *arg, const char *verb, const json_t *args, json_t **ret_result,

@@ -42,11 +42,21 @@ static void set_why(json_t *j, const struct served *s, const struct volume_statu
     set_text(j, "why", why);
 }
 
+static json_t *journal_status(const struct served *s, const struct volume_status *st) {
+    json_t *j = json_object();
+    set_text(j, "kind", served_journal_kind(s));
+    set_u64(j, "size_bytes", st->journal_size);
+    set_u64(j, "used_bytes", st->journal_used);
+    return j;
+}
+
 static int verb_status(struct served *s, const json_t *args, json_t **ret, struct err *e) {
     (void)args;
     (void)e;
     struct volume_status st;
+    char unsaved[200];
     volume_status(s->volume, &st);
+    served_describe_unsaved(s, unsaved, sizeof unsaved);
     json_t *j = *ret = json_object();
     set_text(j, "volume", s->target.id);
     set_text(j, "name", s->target.name);
@@ -66,8 +76,9 @@ static int verb_status(struct served *s, const json_t *args, json_t **ret, struc
     set_u64(j, "durable_write", st.durable_write);
     set_u64(j, "unflushed_bytes", st.unflushed_bytes);
     set_u64(j, "oldest_unflushed_us", st.oldest_unflushed_us);
-    set_u64(j, "journal_size_bytes", st.journal_size);
-    set_u64(j, "journal_used_bytes", st.journal_used);
+    json_object_set_new(j, "journal", journal_status(s, &st));
+    set_text(j, "unsaved", unsaved);
+    json_object_set_new(j, "resumed", json_boolean(s->config.resume));
     set_u64(j, "segments_in_flight", st.segments_in_flight);
     set_u64(j, "memtable_extents", st.memtable_extents);
     set_u64(j, "runs", st.run_count);
@@ -165,8 +176,7 @@ static int verb_grow(struct served *s, const json_t *args, json_t **ret, struct 
     rc = volume_grow(s->volume, ALIGN_UP(size, (uint64_t)VOLUME_BLOCK_SIZE), e);
     if (rc < 0)
         return rc;
-    if (s->config.grown)
-        s->config.grown(s->config.arg);
+    s->config.hooks->grown(s->config.arg);
     *ret = json_object();
     set_u64(*ret, "size_bytes", bd_size_bytes(s->dev));
     return 0;
@@ -315,13 +325,13 @@ static int verb_shutdown(struct served *s, const json_t *args, json_t **ret, str
     (void)args;
     (void)e;
     *ret = json_object();
-    s->config.shutdown(s->config.arg);
+    s->config.hooks->shutdown(s->config.arg);
     return 0;
 }
 
 int served_control(void *arg, const char *verb, const json_t *args, json_t **ret_result,
                    int *ret_fd, struct err *e) {
-    (void)ret_fd; /* no verb hands a descriptor over */
+    struct served *s = arg;
     static const struct {
         const char *name;
         int (*fn)(struct served *s, const json_t *args, json_t **ret, struct err *e);
@@ -339,7 +349,11 @@ int served_control(void *arg, const char *verb, const json_t *args, json_t **ret
     };
     for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
         if (strcmp(verb, verbs[i].name) == 0)
-            return verbs[i].fn(arg, args, ret_result, e);
+            return verbs[i].fn(s, args, ret_result, e);
     }
+    if (strcmp(verb, "device") == 0)
+        return s->config.hooks->device(s->config.arg, ret_result, ret_fd, e);
+    if (strcmp(verb, "handover") == 0)
+        return s->config.hooks->handover(s->config.arg, ret_result, ret_fd, e);
     return err_set(e, -ERR_UNSUPPORTED, "there is no verb '%s'", verb);
 }

@@ -55,7 +55,8 @@ exits 1 portalbd serve "${store[@]}"
 exits 1 portalbd serve "${store[@]}" --listen tcp:0.0.0.0:0
 exits 1 portalbd serve --store "file://$WORK/pool" --run-dir "$WORK/run" --listen "unix:/nonexistent/x"
 exits 2 portalbd serve --no-such-option
-exits 2 portalbd attach --volume x
+exits 2 portalbd attach --fuse-fd 3
+exits 2 portalbd attach --volume x --fuse-fd 3 --nbd-fd 4
 serve --http-address 127.0.0.1 --http-port 0 --listen tcp:localhost:0
 HTTP=$(sed -n 's/.*healthz.* port=\([0-9]*\).*/\1/p' "$WORK/portalbd.log")
 TCP=$(sed -n 's/.*address=tcp:localhost:0 port=\([0-9]*\).*/\1/p' "$WORK/portalbd.log")
@@ -113,7 +114,7 @@ io a 'write -P 0x51 8M 1M'
 stop "$DAEMON"
 [ "$STATUS" -eq 0 ] || fail "exit code $STATUS"
 [ ! -e "$WORK/sock" ] || fail "the socket is left behind"
-[ -z "$(ls "$WORK/run")" ] || fail "left in the run folder: $(ls "$WORK/run")"
+[ -z "$(find "$WORK/run" -type f)" ] || fail "left in the run folder: $(find "$WORK/run")"
 ctl -o json volume show a | jq -e '.closed and .node == ""' >/dev/null || fail "$(ctl -o json volume show a)"
 exits 0 ctl volume grow a 100M
 serve a
@@ -185,7 +186,7 @@ h.connect_command(["portalbd", "serve", *sys.argv[1:], "--single"])
 assert h.pread(4096, 0) == b"\x31" * 4096
 h.shutdown()
 PY
-wait_for 10 bash -c "[ -z \"\$(ls '$WORK/run')\" ]"
+wait_for 10 bash -c "[ -z \"\$(find '$WORK/run' -type f)\" ]"
 
 step "attach on an inherited socket, as the kernel's client has it"
 id=$(ctl -o json volume show d | jq -r .id)
@@ -201,7 +202,9 @@ def attach(*more):
     os.close(w)
     theirs.close()
     ours.settimeout(20)
-    return p, ours, json.loads(os.fdopen(r).readline())
+    lines = os.fdopen(r)
+    line = json.loads(lines.readline())
+    return p, ours, json.loads(lines.readline()) if line == {"opened": True} else line
 def recv(s, n):
     data = b""
     while len(data) < n:
@@ -215,7 +218,7 @@ def request(s, command, off=0, length=0, data=b""):
     assert (magic, cookie) == (0x67446698, 7)
     return error, recv(s, length) if command == 0 and not error else b""
 p, s, ready = attach()
-assert ready == {"ready": True, "size_bytes": 64 << 20}, ready
+assert ready == {"ready": True, "size_bytes": 64 << 20, "nbd_flags": 0xd6d, "journal": "shm"}, ready
 assert request(s, 0, 0, 4096) == (0, b"\x21" * 4096)
 assert request(s, 1, 0, 4096, b"\x81" * 4096)[0] == 0
 q, _, failed = attach()
