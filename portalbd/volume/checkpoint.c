@@ -162,6 +162,7 @@ static int checkpoint(struct volume *v, struct err *e) {
     rc = put_checkpoint(v, &run, e);
     fiber_mutex_unlock(&v->manifest_mutex);
     write_resume(v);
+    waitq_wake_all(&v->frontier_moved); /* a replay may wait for room in the backlog */
     return rc;
 }
 
@@ -281,6 +282,23 @@ static int put_closed(struct volume *v, struct err *e) {
     return rc;
 }
 
+/* fiber. Until the writes that were accepted before are in: they wait for journal space, for memory
+ * of the journal or, when nothing is on its way to the store, for a checkpoint. */
+static int drain_write_queue(struct volume *v, struct err *e) {
+    int rc = 0;
+    while (rc == 0 && !list_empty(&v->write_queue)) {
+        if (v->durable_write < v->last_write)
+            rc = write_wait_durable(v, v->durable_write + 1, e);
+        else if (!journal_starved(v->journal))
+            rc = checkpoint_now(v, e);
+        else if (fiber_sleep_us(v->env, STARVED_RETRY_US) < 0)
+            rc = err_set(e, -ERR_CANCELLED, "closing was cancelled");
+        if (v->state == VOL_FENCED || v->state == VOL_ERROR)
+            return err_copy(e, &v->why);
+    }
+    return rc;
+}
+
 int volume_close(struct volume *v, struct err *e) {
     if (v->state == VOL_FENCED || v->state == VOL_ERROR)
         return err_copy(e, &v->why);
@@ -288,18 +306,14 @@ int volume_close(struct volume *v, struct err *e) {
     v->state = VOL_CLOSING;
     if (v->read_only)
         return 0;
-    int rc = 0;
-    /* Writes that were accepted before wait for journal space or, when nothing is on its way to the
-     * store, for a checkpoint. */
-    while (rc == 0 && !list_empty(&v->write_queue))
-        rc = v->durable_write < v->last_write ? write_wait_durable(v, v->durable_write + 1, e)
-                                              : checkpoint_now(v, e);
+    int rc = drain_write_queue(v, e);
     if (rc == 0)
         rc = write_wait_durable(v, v->last_write, e);
     if (rc == 0)
         rc = checkpoint_now(v, e);
     if (rc == 0)
         rc = put_closed(v, e);
+    CHECK(rc < 0 || journal_head(v->journal) == journal_tail(v->journal));
     if (rc == 0)
         log_debug("closed manifest stored", LOG_STR("volume", v->config.key.text),
                   LOG_U64("manifest", v->manifest.number));

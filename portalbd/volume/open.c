@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "common/log.h"
-#include "portalbd/volume/takeover.h"
+#include "common/mutant.h"
 #include "portalbd/volume/volume_internal.h"
 
 enum { TABLES_AT_ONCE = 32 };
@@ -14,14 +14,16 @@ struct replayed {
     struct volume *v;
     uint16_t volume; /* index into the root's table */
     uint64_t seq;
+    struct segment_meta meta;
     struct segment_table table;
     int rc;
     struct err err;
 };
 
 /* Whoever wrote a segment of our own log must have a lower epoch, or be us. */
-static int check_meta(const struct replayed *r, const struct segment_meta *m, struct err *e) {
+static int check_meta(const struct replayed *r, struct err *e) {
     const struct volume *v = r->v;
+    const struct segment_meta *m = &r->meta;
     uint8_t hash[16];
     segment_volume_hash(hash, &v->manifest.root.volumes[r->volume]);
     if (memcmp(hash, m->volume_hash, sizeof hash) != 0 || m->seq != r->seq ||
@@ -48,15 +50,14 @@ static int read_table(struct replayed *r, struct err *e) {
             return err_set(e, -ERR_STALE, "%s went away while the log was read", key);
         if (rc < 0)
             return rc;
-        struct segment_meta meta;
         size_t need = 0;
-        rc = segment_decode_tail(buf_view(&tail), object_size, &meta, &r->table, &need, e);
+        rc = segment_decode_tail(buf_view(&tail), object_size, &r->meta, &r->table, &need, e);
         if (rc == -ERR_OVERLOAD && need > want) {
             want = need;
             continue;
         }
         if (rc == 0)
-            rc = check_meta(r, &meta, e);
+            rc = check_meta(r, e);
         return rc < 0 ? err_wrap(e, "%s", key) : 0;
     }
 }
@@ -64,6 +65,14 @@ static int read_table(struct replayed *r, struct err *e) {
 static void read_table_fiber(void *arg) {
     struct replayed *r = arg;
     r->rc = read_table(r, &r->err);
+}
+
+/* Write numbers count within one journal only: another node's "1" says nothing of ours. */
+static void learn_last_write(struct volume *v, const struct segment_meta *m) {
+    if (random_id_is_zero(&v->manifest.journal))
+        return;
+    if (random_id_equal(&m->journal, &v->manifest.journal) || MUTANT("numbers-of-any-journal"))
+        v->last_write = MAX(v->last_write, m->last_write);
 }
 
 /* fiber. Reads and replays segments in the order given. */
@@ -81,8 +90,10 @@ static int replay(struct volume *v, struct replayed *segments, size_t count, str
             struct replayed *r = &segments[i];
             if (rc == 0 && r->rc < 0)
                 rc = err_copy(e, &r->err);
-            if (rc == 0)
+            if (rc == 0) {
                 memtable_replay(v->active, r->volume, r->seq, &r->table);
+                learn_last_write(v, &r->meta);
+            }
             segment_table_release(&r->table);
         }
     }
@@ -127,28 +138,48 @@ static void discard(struct volume *v) {
 
 static int open_content(struct volume *v, const struct log_walk *walk, struct err *e) {
     v->size_bytes = v->manifest.size_bytes;
+    v->last_write = v->manifest.last_write;
     int rc = replay_all(v, walk, e);
+    v->durable_write = v->last_write;
     return rc == 0 ? open_runs(v, e) : rc;
 }
 
-int volume_open(const struct volume_config *config, struct volume **ret, struct err *e) {
-    struct takeover t;
-    int rc = volume_takeover(config->env, config->store, &config->key, config->publish_epoch, NULL,
-                             false, &t, e);
+/* fiber. Steps 2 to 5. On success ret has everything that it has of takeover and journal. */
+static int take_over(const struct volume_config *config, struct volume *v, struct takeover *ret,
+                     struct err *e) {
+    struct journal_opening o;
+    int rc = journal_opening_init(&o, &v->config, v->config.journal_size, e);
     if (rc < 0)
-        return err_wrap(e, "volume %s: open", config->key.text);
+        return rc;
+    v->journal = o.journal;
+    rc = volume_takeover(config->env, config->store, &config->key, config->publish_epoch, &o.claim,
+                         false, ret, e);
+    if (rc < 0)
+        return rc;
+    if (config->on_owned)
+        config->on_owned(config->arg);
+    v->manifest = ret->manifest;
+    ret->manifest = (struct manifest){0};
+    v->next_seq = ret->first_seq;
+    v->frontier = ret->first_seq - 1;
+    return 0;
+}
+
+int volume_open(const struct volume_config *config, struct volume **ret, struct err *e) {
     struct volume *v = volume_new(config);
-    v->manifest = t.manifest;
-    t.manifest = (struct manifest){0};
-    v->next_seq = t.first_seq;
-    v->frontier = t.first_seq - 1;
-    v->journal = journal_new(v->config.journal_size, 1);
-    rc = open_content(v, &t.walk, e);
+    struct takeover t = {0};
+    v->opening = true;
+    int rc = take_over(config, v, &t, e);
+    if (rc == 0)
+        rc = open_content(v, &t.walk, e);
     takeover_release(&t);
+    if (rc == 0)
+        rc = journal_replay(v, e);
     if (rc < 0) {
         discard(v);
         return err_wrap(e, "volume %s: open", config->key.text);
     }
+    v->opening = false;
     log_debug("log replayed", LOG_STR("volume", v->config.key.text),
               LOG_U64("epoch", v->manifest.epoch),
               LOG_U64("segments_replayed", v->backlog_segments), LOG_U64("runs", v->run_count),

@@ -97,34 +97,44 @@ void takeover_release(struct takeover *t) {
     log_walk_release(&t->walk);
 }
 
+/* Step 2: may we, and with which journal? */
+static int claim_volume(const struct volume_key *v, const struct manifest *newest,
+                        uint32_t publish_epoch, struct journal_claim *journal, bool allow_deleted,
+                        struct random_id *ret_journal, struct err *e) {
+    uint32_t stored_epoch = epoch_publish(newest->epoch);
+    if (newest->deleted && !allow_deleted)
+        return err_set(e, -ERR_NOT_FOUND, "volume %s is deleted", v->text);
+    if (stored_epoch > publish_epoch)
+        return err_set(e, -ERR_FENCED, "volume %s was published again (epoch %u, ours is %u)",
+                       v->text, stored_epoch, publish_epoch);
+    *ret_journal = (struct random_id){0};
+    return journal ? journal->claim(journal, &newest->journal, ret_journal, e) : 0;
+}
+
 /* Steps 2 and 3: until a manifest of ours is stored. */
 static int put_open_manifest(struct env *env, struct objstore *s, const struct volume_key *v,
-                             uint32_t publish_epoch, const struct random_id *journal,
+                             uint32_t publish_epoch, struct journal_claim *journal,
                              bool allow_deleted, struct manifest *ret, struct err *e) {
     for (;;) {
         struct manifest m;
         int rc = manifest_newest(s, v, &m, e);
         if (rc < 0)
             return rc;
-        uint32_t stored_epoch = epoch_publish(m.epoch);
-        if (m.deleted && !allow_deleted)
-            rc = err_set(e, -ERR_NOT_FOUND, "volume %s is deleted", v->text);
-        else if (stored_epoch > publish_epoch)
-            rc = err_set(e, -ERR_FENCED, "volume %s was published again (epoch %u, ours is %u)",
-                         v->text, stored_epoch, publish_epoch);
+        struct random_id own;
+        rc = claim_volume(v, &m, publish_epoch, journal, allow_deleted, &own, e);
         if (rc < 0) {
             manifest_release(&m);
             return rc;
         }
-        uint64_t open_count = stored_epoch == publish_epoch ? (m.epoch & UINT32_MAX) + 1 : 1;
-        bool same_journal =
-            journal && !random_id_is_zero(journal) && random_id_equal(journal, &m.journal);
+        uint64_t open_count =
+            epoch_publish(m.epoch) == publish_epoch ? (m.epoch & UINT32_MAX) + 1 : 1;
+        bool same_journal = !random_id_is_zero(&own) && random_id_equal(&own, &m.journal);
         m.number++;
         m.epoch = (uint64_t)publish_epoch << 32 | open_count;
         env_random(env, m.nonce.bytes, sizeof m.nonce.bytes);
         if (!same_journal)
             m.last_write = 0;
-        m.journal = journal ? *journal : (struct random_id){0};
+        m.journal = own;
         m.closed = false;
         rc = manifest_put(s, v, &m, e);
         if (rc == 0) {
@@ -288,7 +298,7 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
 }
 
 int volume_takeover(struct env *env, struct objstore *s, const struct volume_key *v,
-                    uint32_t publish_epoch, const struct random_id *journal, bool allow_deleted,
+                    uint32_t publish_epoch, struct journal_claim *journal, bool allow_deleted,
                     struct takeover *ret, struct err *e) {
     struct takeover t = {0};
     int rc = put_open_manifest(env, s, v, publish_epoch, journal, allow_deleted, &t.manifest, e);

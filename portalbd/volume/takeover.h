@@ -42,11 +42,18 @@ struct takeover {
 };
 void takeover_release(struct takeover *t);
 
-/* fiber. publish_epoch must not be below the newest manifest's (-ERR_FENCED). journal: NULL or zero
- * for those that serve nothing. -ERR_NOT_FOUND: no manifest, or (unless allow_deleted) the volume
+/* Which journal its opener will write to. Asked at step 2 in each round, in the fiber, with the
+ * journal that the newest manifest names (zero: none); may wait. An error ends the takeover. */
+struct journal_claim {
+    int (*claim)(struct journal_claim *c, const struct random_id *named, struct random_id *ret,
+                 struct err *e);
+};
+
+/* fiber. publish_epoch must not be below the newest manifest's (-ERR_FENCED). journal: NULL for
+ * those that serve nothing. -ERR_NOT_FOUND: no manifest, or (unless allow_deleted) the volume
  * is deleted. */
 int volume_takeover(struct env *env, struct objstore *s, const struct volume_key *v,
-                    uint32_t publish_epoch, const struct random_id *journal, bool allow_deleted,
+                    uint32_t publish_epoch, struct journal_claim *journal, bool allow_deleted,
                     struct takeover *ret, struct err *e);
 
 /* fiber. The complete open of somebody who serves nothing: takeover, then a closed manifest whose

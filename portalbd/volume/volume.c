@@ -100,7 +100,7 @@ void volume_report_read_error(struct volume *v, const struct bd_request *req, co
 
 static void on_broken(struct env_event *event) {
     struct volume *v = container_of(event, struct volume, broken_event);
-    if (v->config.on_broken && v->state != VOL_FREEING)
+    if (v->config.on_broken && !v->opening && v->state != VOL_FREEING)
         v->config.on_broken(v->config.arg, &v->why);
     volume_pending_done(v);
 }
@@ -129,6 +129,8 @@ struct volume *volume_new(const struct volume_config *config) {
     struct volume_config *c = &v->config;
     c->journal_size = c->journal_size ? c->journal_size : JOURNAL_SIZE_DEFAULT;
     c->journal_size = ALIGN_UP(MAX(c->journal_size, (uint64_t)JOURNAL_SIZE_MIN), 4096);
+    if (c->journal)
+        c->journal_size = c->journal->size;
     c->cache_size = c->cache_size ? c->cache_size : CACHE_SIZE_DEFAULT;
     if (!c->segment_size)
         c->segment_size = MIN((uint64_t)SEGMENT_SIZE_DEFAULT_MAX, c->journal_size / 8);
@@ -262,7 +264,9 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     ret->last_write = v->last_write;
     ret->durable_write = v->durable_write;
     if (v->journal) {
-        ret->journal_size = journal_size(v->journal);
+        ret->journal_outlives = journal_outlives(v->journal);
+        ret->journal_starved = journal_starved(v->journal);
+        ret->journal_size = JOURNAL_HEADER_SIZE + journal_size(v->journal);
         ret->journal_used = journal_head(v->journal) - journal_tail(v->journal);
         ret->unflushed_bytes = ret->journal_used;
     }

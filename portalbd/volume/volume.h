@@ -33,7 +33,8 @@ struct journal_memory {
     void (*punch)(struct journal_memory *m, uint64_t off, uint64_t len);
     /* Another writer had the volume: these writes, acknowledged here and never stored, must not be
      * replayed. Keeps a copy of the whole memory for people, and says where. Blocking; on a worker.
-     * `writes`, `bytes`: what is lost. An error stops the open. */
+     * `writes`, `bytes`: what is lost; writes 0: nobody knows, the journal is damaged (the engine
+     * has said so). An error stops the open. */
     int (*set_aside)(struct journal_memory *m, uint64_t writes, uint64_t bytes, struct err *e);
 };
 
@@ -62,8 +63,10 @@ struct volume_config {
     void *arg;
 };
 
-/* fiber. Opens for writing: fences every other writer. -ERR_NOT_FOUND, -ERR_FENCED (a higher
- * publish epoch is there), -ERR_CORRUPT, -ERR_CANCELLED. */
+/* fiber. Opens for writing: fences every other writer; replays the journal. -ERR_NOT_FOUND,
+ * -ERR_FENCED (a higher publish epoch is there; when resuming also: another writer came, or what
+ * this attachment acknowledged cannot be had any more), -ERR_BUSY (also: no memory for the
+ * journal), -ERR_UNSUPPORTED (a newer version's journal), -ERR_CORRUPT, -ERR_CANCELLED. */
 int volume_open(const struct volume_config *config, struct volume **ret, struct err *e);
 
 /* fiber. Opens the root that a pin holds, read-only; no epoch, journal or manifest is written. The
@@ -82,8 +85,9 @@ int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e);
 /* fiber. Checkpoints what is in memory now; merges runs when there are too many. */
 int volume_checkpoint(struct volume *v, struct err *e);
 /* fiber. Flush, checkpoint, closed manifest. Requests that come meanwhile are refused with
- * -ERR_SHUTDOWN. Cancelling the fiber gives up: what is not uploaded stays in the journal. After
- * it, whatever it returned, volume_free. */
+ * -ERR_SHUTDOWN. Cancelling the fiber gives up: what is not uploaded stays in the journal. When it
+ * returned 0 the journal is empty, and its memory may be dropped. After it, whatever it returned,
+ * volume_free. */
 int volume_close(struct volume *v, struct err *e);
 
 /* Drops the volume from memory, without any effect on the store: after volume_close, or as a crash.
@@ -102,7 +106,10 @@ struct volume_status {
     uint64_t frontier;                   /* the last seq up to which all segments are stored */
     uint64_t last_write;                 /* number of the last acknowledged write */
     uint64_t durable_write;              /* ... of the last write that is in the store */
-    uint64_t journal_size, journal_used; /* bytes */
+    bool journal_outlives;               /* the process: "shm", not "memory" */
+    bool journal_starved;                /* writes wait: the system gives the journal no memory */
+    uint64_t journal_size, journal_used; /* bytes; the size is that of its memory */
+    uint64_t replayed_writes;            /* found in the journal by this open */
     uint64_t unflushed_bytes;            /* acknowledged, not in the store yet */
     uint64_t segments_in_flight;
     uint64_t memtable_extents;

@@ -1,9 +1,9 @@
 /* What the files of the engine share: the state of one open volume. Only files of portalbd/volume/
  * include this.
  *
- * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · write.c journal, cuts,
- * PUT pipeline, frontier, flush · read.c reads, block status · checkpoint.c memtable -> run ->
- * manifest, merges, grow, close. */
+ * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · replay.c the journal at
+ * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads, block status ·
+ * checkpoint.c memtable -> run -> manifest, merges, grow, close. */
 #pragma once
 
 #include "common/fiber.h"
@@ -14,7 +14,10 @@
 #include "portalbd/volume/memtable.h"
 #include "portalbd/volume/run_reader.h"
 #include "portalbd/volume/segment_build.h"
+#include "portalbd/volume/takeover.h"
 #include "portalbd/volume/volume.h"
+
+#define STARVED_RETRY_US (100 * 1000) /* how long a journal that gets no memory waits */
 
 enum {
     FLUSH_SLOTS = WINDOW / 4,   /* of the window, only for cuts that a flush waits for */
@@ -66,6 +69,7 @@ struct volume {
         manifest; /* the newest of ours that is stored; of a read-only volume: made from the pin */
     uint64_t size_bytes;
     struct env_event broken_event;
+    bool opening; /* volume_open has not returned: it says itself what broke */
 
     /* Writes: what is acknowledged and where it is. */
     struct journal *journal;
@@ -75,6 +79,7 @@ struct volume {
     uint64_t frozen_last_write;
     struct {
         uint64_t from; /* journal position of its first record */
+        uint64_t to;   /* ... behind its last: below the journal's head only in a replay */
         uint64_t bytes;
         uint64_t pieces; /* an upper bound of its extents */
         uint64_t records;
@@ -98,7 +103,8 @@ struct volume {
     bool cut_posted;
     struct env_timer cut_timer;
     struct env_timer coalesce_timer;
-    struct waitq frontier_moved; /* fibers */
+    struct env_timer starved_timer; /* the journal gets no memory: try again */
+    struct waitq frontier_moved;    /* fibers */
 
     /* Reads. */
     struct ram_cache *cache;
@@ -147,6 +153,11 @@ bool write_backlog_full(const struct volume *v);
 void write_resume(struct volume *v);
 /* Asks for a cut as for a FLUSH. */
 void write_want_cut(struct volume *v);
+/* May the open segment take one more record? Cuts it when it is full and may be cut. */
+bool write_has_room(struct volume *v);
+/* A record of the journal, the next in order, becomes part of the volume and of the open segment.
+ */
+void write_note(struct volume *v, const struct journal_record *r);
 /* The next cut (now, when there is nothing to cut) ends the generation of the memtable. */
 void write_rotate(struct volume *v);
 /* Drops the segments that never passed the frontier; nothing of them is under way. */
@@ -170,6 +181,19 @@ int checkpoint_now(struct volume *v, struct err *e); /* fiber */
 /* fiber; manifest_mutex held. Puts m (a changed copy of v->manifest, number + 1) and makes it
  * v->manifest; takes m over. */
 int manifest_advance(struct volume *v, struct manifest *m, struct err *e);
+
+/* --- replay.c --- */
+/* The journal while the volume is being taken over. */
+struct journal_opening {
+    struct journal_claim claim; /* for volume_takeover */
+    const struct volume_config *config;
+    struct journal *journal;
+};
+/* size: bytes of anonymous memory, when config has no other. journal is the caller's. */
+int journal_opening_init(struct journal_opening *o, const struct volume_config *config,
+                         uint64_t size, struct err *e);
+/* fiber. Step 6; last_write is that of manifest and log. */
+int journal_replay(struct volume *v, struct err *e);
 
 /* --- open.c --- */
 int open_runs(struct volume *v, struct err *e); /* fiber. run readers for manifest.root.runs */

@@ -201,7 +201,7 @@ static void cut(struct volume *v) {
     s->cut_us = env_now_us(v->env);
     s->build.journal = v->journal;
     s->build.from = v->open.from;
-    s->build.to = journal_head(v->journal);
+    s->build.to = v->open.to;
     s->build.compress = v->builds < BUILDS_MAX;
     s->build.meta = (struct segment_meta){
         .kind = SEGMENT_DATA,
@@ -216,7 +216,7 @@ static void cut(struct volume *v) {
     if (v->open.flush_wanted)
         v->stats.flush_cuts++;
     memset(&v->open, 0, sizeof v->open);
-    v->open.from = s->build.to;
+    v->open.from = v->open.to = s->build.to;
     env_timer_stop(v->env, &v->cut_timer);
     v->backlog_segments++;
     if (v->rotate_wanted)
@@ -261,6 +261,10 @@ static void on_cut_timer(struct env_timer *timer) {
     maybe_cut(v);
 }
 
+static void on_starved_timer(struct env_timer *timer) {
+    write_resume(container_of(timer, struct volume, starved_timer));
+}
+
 void write_init(struct volume *v) {
     list_init(&v->write_queue);
     list_init(&v->flush_queue);
@@ -268,6 +272,7 @@ void write_init(struct volume *v) {
     v->cut_event.fn = on_cut_event;
     v->cut_timer.fn = on_cut_timer;
     v->coalesce_timer.fn = on_coalesced;
+    v->starved_timer.fn = on_starved_timer;
 }
 
 void write_rotate(struct volume *v) {
@@ -287,7 +292,7 @@ bool write_backlog_full(const struct volume *v) {
            extents >= BACKLOG_EXTENTS_MAX;
 }
 
-static bool has_room(struct volume *v) {
+bool write_has_room(struct volume *v) {
     if (write_backlog_full(v)) {
         checkpoint_maybe_start(v);
         return false;
@@ -303,29 +308,36 @@ static void trim_outward(uint64_t *sector, uint64_t *count, uint64_t end) {
     *sector = from;
 }
 
+void write_note(struct volume *v, const struct journal_record *r) {
+    CHECK(r->number == v->last_write + 1);
+    CHECK(r->pos >= v->open.to);
+    struct mem_extent x = {
+        .sector = r->sector, .count = r->count, .kind = r->kind, .pos = r->data_pos};
+    memtable_put(v->active, &x);
+    read_mark_changed(v, r->sector, r->count);
+    if (v->open.records++ == 0) {
+        v->open.first_us = env_now_us(v->env);
+        env_timer_start(v->env, &v->cut_timer, CUT_AFTER_US);
+    }
+    v->last_write = r->number;
+    v->open.to = r->end;
+    v->open.bytes += r->end - r->pos;
+    v->open.pieces += 2 + (r->kind == EXTENT_DATA ? extent_frames(r->count) : 1);
+}
+
 /* One record: into the journal, then everything that must know of it. */
 static bool append(struct volume *v, uint8_t kind, uint64_t sector, uint64_t count,
                    const uint8_t *data) {
     if (kind == EXTENT_HOLE && MUTANT("trim-rounded-outward"))
         trim_outward(&sector, &count, v->size_bytes / SECTOR_SIZE);
     struct journal_record r;
-    if (!has_room(v) || !journal_append(v->journal, kind, sector, count, data, &r))
+    if (!write_has_room(v) || !journal_append(v->journal, kind, sector, count, data, &r))
         return false;
-    struct mem_extent x = {.sector = sector, .count = count, .kind = kind, .pos = r.data_pos};
-    memtable_put(v->active, &x);
-    read_mark_changed(v, sector, count);
+    write_note(v, &r);
     if (kind == EXTENT_DATA)
         ram_cache_write(v->cache, sector, count, data);
     else
         ram_cache_drop(v->cache, sector, count);
-    if (v->open.records++ == 0) {
-        v->open.first_us = env_now_us(v->env);
-        env_timer_start(v->env, &v->cut_timer, CUT_AFTER_US);
-    }
-    CHECK(r.number == v->last_write + 1);
-    v->last_write = r.number;
-    v->open.bytes += r.end - r.pos;
-    v->open.pieces += 2 + (kind == EXTENT_DATA ? extent_frames(count) : 1);
     return true;
 }
 
@@ -354,11 +366,14 @@ static bool append_request(struct volume *v, struct bd_request *req) {
     return true;
 }
 
-/* Lets the journal drain for those who wait for room. */
+/* Lets the journal drain for those who wait for room. Room that only the system can give is asked
+ * for again. */
 static void drain(struct volume *v) {
     if (v->open.records > 0)
         v->open.expired = true;
     maybe_cut(v);
+    if (journal_starved(v->journal) && !env_timer_running(&v->starved_timer))
+        env_timer_start(v->env, &v->starved_timer, STARVED_RETRY_US);
 }
 
 bool write_submit(struct volume *v, struct bd_request *req) {
@@ -396,6 +411,7 @@ static void fail_list(struct list_node *head, int rc) {
 void write_fail_all(struct volume *v, int rc) {
     env_timer_stop(v->env, &v->cut_timer);
     env_timer_stop(v->env, &v->coalesce_timer);
+    env_timer_stop(v->env, &v->starved_timer);
     fail_list(&v->write_queue, rc);
     fail_list(&v->flush_queue, rc);
     waitq_wake_all(&v->frontier_moved);

@@ -1,0 +1,101 @@
+#include "tests/support/ram_journal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/mem.h"
+
+enum { PAGE = 4096 };
+
+static struct ram_journal *of_memory(struct journal_memory *m) {
+    return container_of(m, struct ram_journal, memory);
+}
+
+static void set_pages(struct ram_journal *r, uint64_t off, uint64_t len, int protection) {
+    CHECK(off <= r->memory.size && len <= r->memory.size - off);
+    CHECK(mprotect(r->memory.base + off, len, protection) == 0);
+    for (uint64_t p = off / PAGE; p < (off + len) / PAGE; p++)
+        r->readable[p] = protection != PROT_NONE;
+}
+
+static bool reserve(struct journal_memory *m, uint64_t off, uint64_t len) {
+    struct ram_journal *r = of_memory(m);
+    r->reserves++;
+    bool there = true;
+    for (uint64_t p = off / PAGE; p < DIV_UP(off + len, (uint64_t)PAGE); p++)
+        there &= r->readable[p];
+    if (!there && (r->full || r->refuse_next > 0)) {
+        r->refuse_next -= r->refuse_next > 0;
+        return false;
+    }
+    uint64_t first = off / PAGE * PAGE;
+    set_pages(r, first, ALIGN_UP(off + len, (uint64_t)PAGE) - first, PROT_READ | PROT_WRITE);
+    return true;
+}
+
+static void punch(struct journal_memory *m, uint64_t off, uint64_t len) {
+    struct ram_journal *r = of_memory(m);
+    r->punches++;
+    uint64_t first = ALIGN_UP(off, (uint64_t)PAGE), end = (off + len) / PAGE * PAGE;
+    if (first >= end)
+        return;
+    CHECK(madvise(m->base + first, end - first, MADV_DONTNEED) == 0);
+    set_pages(r, first, end - first, PROT_NONE);
+}
+
+static int set_aside(struct journal_memory *m, uint64_t writes, uint64_t bytes, struct err *e) {
+    struct ram_journal *r = of_memory(m);
+    (void)e;
+    r->set_asides++;
+    r->writes_lost = writes;
+    r->bytes_lost = bytes;
+    r->copy = r->copy ? r->copy : xmalloc(m->size);
+    memset(r->copy, 0, m->size);
+    for (uint64_t p = 0; p < m->size / PAGE; p++)
+        if (r->readable[p])
+            memcpy(r->copy + p * PAGE, m->base + p * PAGE, PAGE);
+    return 0;
+}
+
+void ram_journal_init(struct ram_journal *r, uint64_t size) {
+    void *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(p != MAP_FAILED && size % PAGE == 0);
+    *r = (struct ram_journal){
+        .memory = {
+            .base = p, .size = size, .reserve = reserve, .punch = punch, .set_aside = set_aside}};
+    r->readable = xcalloc(size / PAGE, sizeof *r->readable);
+}
+
+void ram_journal_release(struct ram_journal *r) {
+    if (r->memory.base)
+        munmap(r->memory.base, r->memory.size);
+    free(r->readable);
+    free(r->copy);
+    *r = (struct ram_journal){0};
+}
+
+void ram_journal_reset(struct ram_journal *r) {
+    punch(&r->memory, 0, r->memory.size);
+}
+
+void ram_journal_freeze(struct ram_journal *r) {
+    CHECK(mprotect(r->memory.base, r->memory.size, PROT_READ) == 0);
+}
+
+void ram_journal_thaw(struct ram_journal *r) {
+    CHECK(mprotect(r->memory.base, r->memory.size, PROT_NONE) == 0);
+    for (uint64_t p = 0, n; p < r->memory.size / PAGE; p += n + 1) {
+        for (n = 0; p + n < r->memory.size / PAGE && r->readable[p + n];)
+            n++;
+        if (n > 0)
+            CHECK(mprotect(r->memory.base + p * PAGE, n * PAGE, PROT_READ | PROT_WRITE) == 0);
+    }
+}
+
+uint64_t ram_journal_pages(const struct ram_journal *r) {
+    uint64_t n = 0;
+    for (uint64_t p = 0; p < r->memory.size / PAGE; p++)
+        n += r->readable[p];
+    return n;
+}
