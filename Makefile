@@ -35,7 +35,7 @@ $(BUILD)/deps.mk: tools/packages.txt tools/deps
 	@tools/deps
 	@mkdir -p $(@D)
 	@touch $@
-ifneq ($(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),,$(filter-out clean help deps,$(or $(MAKECMDGOALS),all))),)
+ifneq ($(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),,$(filter-out clean help deps image e2e e2e-%,$(or $(MAKECMDGOALS),all))),)
 include $(BUILD)/deps.mk
 endif
 
@@ -276,6 +276,20 @@ lint-analyzer: $(BUILD)/flags
 .PHONY: docs
 docs: all ## write docs/options/ and the manual pages in build/man from the programs' tables of options
 	@tools/print-options $(BUILD) docs/options $(PROGRAMS)
+
+.PHONY: image
+image: ## the container image, as an OCI archive in build/portalbd-image.tar (docker, podman or buildah)
+	@tools/build-image $(BUILD)/portalbd-image.tar
+
+.PHONY: e2e e2e-up e2e-down e2e-smoke
+e2e: ## everything on a Kubernetes cluster of our own; the first time takes an hour (tests/e2e/README.md)
+	@PORTALBD_BUILD=$(abspath $(BUILD)) tests/e2e/run all
+e2e-smoke: ## the life of volumes on that cluster, in ten minutes
+	@PORTALBD_BUILD=$(abspath $(BUILD)) tests/e2e/run smoke
+e2e-up: ## the cluster with portalbd on it, to play with: tests/e2e/kubectl
+	@PORTALBD_BUILD=$(abspath $(BUILD)) tests/e2e/run up
+e2e-down: ## ... and nothing of it is left
+	@PORTALBD_BUILD=$(abspath $(BUILD)) tests/e2e/run down
 
 .PHONY: clean help
 clean: ## remove everything that was built
