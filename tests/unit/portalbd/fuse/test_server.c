@@ -4,6 +4,7 @@
 
 #include <linux/falloc.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -386,6 +387,30 @@ static void test_handover(void **state) {
     }
 }
 
+static void drain_only(void *arg) {
+    struct fixture *f = arg;
+    fuse_server_drain(f->server);
+}
+
+static void undrain(void *arg) {
+    struct fixture *f = arg;
+    fuse_server_undrain(f->server);
+}
+
+/* The hand-over does not take place: the same server goes on. */
+static void test_drain_taken_back(void **state) {
+    struct fixture *f = *state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct fuse_read_in in = {.size = 512};
+        loop_call(f->loop, drain_only, f);
+        uint64_t unique = ask(f, FUSE_READ, &in, sizeof in, NULL, 0);
+        struct pollfd p = {.fd = f->kernel, .events = POLLIN};
+        assert_int_equal(poll(&p, 1, 20), 0);
+        loop_call(f->loop, undrain, f);
+        assert_int_equal(hear(f, NULL).unique, unique);
+    }
+}
+
 /* A kernel that knows no such notification refuses it (EINVAL), as a timer does. */
 static void start_without_resend(void *arg) {
     struct fixture *f = arg;
@@ -424,6 +449,7 @@ int main(void) {
         BOTH(test_resume),
         BOTH(test_handover),
         BOTH(test_resume_on_an_old_kernel),
+        BOTH(test_drain_taken_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

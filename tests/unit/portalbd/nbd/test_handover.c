@@ -292,6 +292,34 @@ static void test_replies_that_wait_for_room(void **state) {
     stop(f);
 }
 
+static void undrain(void *arg) {
+    struct fixture *f = arg;
+    nbd_server_undrain(f->server);
+    await_drained(f);
+    f->drained = false;
+}
+
+/* The hand-over does not take place: the same server goes on, from wherever it was. */
+static void test_taken_back(void **state) {
+    (void)state;
+    CLEANUP_BUF struct buf stream = {0};
+    size_t ends[COOKIES + 1];
+    make_stream(&stream, ends);
+    for (size_t cut = 0; cut <= stream.len; cut += 13) {
+        struct fixture *f = start(cut % 2 ? QUICK_US : SLOW_US);
+        say(f, stream.data, cut);
+        loop_call(f->loop, drain, f);
+        say(f, stream.data + cut, stream.len - cut);
+        if (cut % 3 == 0)
+            loop_call(f->loop, await_drained, f);
+        loop_call(f->loop, undrain, f);
+        expect_each_reply_once(f);
+        loop_call(f->loop, drain, f);
+        loop_call(f->loop, await_drained, f);
+        stop(f);
+    }
+}
+
 /* A client that goes ends the drain, wherever it was. */
 static void test_client_that_goes(void **state) {
     (void)state;
@@ -332,6 +360,7 @@ int main(void) {
         cmocka_unit_test(test_waits_for_the_rest_of_a_request),
         cmocka_unit_test(test_replies_that_wait_for_room),
         cmocka_unit_test(test_client_that_goes),
+        cmocka_unit_test(test_taken_back),
         cmocka_unit_test(test_flags),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
