@@ -10,6 +10,8 @@
  * acknowledged before that one was sent P8  TRIM and WRITE_ZEROES read as zeroes and changed
  * nothing else
  *
+ *   P3  with --nothing-lost: every write that was acknowledged is there
+ *
  * and so on, round after round, on the content that the last round left. With --second SERVER the
  * server is not killed: a second one takes the volume over while the first still has clients, and
  * the check is made on the second (P4).
@@ -76,6 +78,7 @@ static struct options {
     uint64_t seed;
     uint64_t sectors;
     int flush_percent;
+    bool nothing_lost;
 } opt = {.rounds = 10, .seconds = 1.0, .seed = 1, .sectors = 32768, .flush_percent = 5};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -210,7 +213,7 @@ static int do_write(struct nbd_handle *h, struct client *c) {
     pick(c, &r);
     uint32_t what = next_random(&c->seed) % 16;
     r.kind = what == 0 ? KIND_TRIM : what == 1 ? KIND_ZERO : KIND_WRITE;
-    r.fua = next_random(&c->seed) % 64 == 0;
+    r.fua = next_random(&c->seed) % 64 == 0 && opt.flush_percent;
     uint32_t flags = r.fua ? LIBNBD_CMD_FLAG_FUA : 0;
     uint64_t number = new_record(&r);
     uint64_t off = r.first * SECTOR, len = r.count * SECTOR;
@@ -316,7 +319,8 @@ static int check(const char *uri, uint64_t round_first) {
     uint64_t *last_zero = calloc(opt.sectors, sizeof *last_zero);
     for (uint64_t n = round_first; n < record_count; n++) {
         const struct record *r = &records[n];
-        bool required = r->answered && (r->answered < flushed || r->answered < present || r->fua);
+        bool required = r->answered && (opt.nothing_lost || r->answered < flushed ||
+                                        r->answered < present || r->fua);
         for (uint64_t s = r->first; s < r->first + r->count; s++) {
             if (required && n > must[s])
                 must[s] = n;
@@ -327,7 +331,8 @@ static int check(const char *uri, uint64_t round_first) {
     int rc = 0;
     for (uint64_t s = 0; rc == 0 && s < opt.sectors; s++) {
         uint64_t at = seen[s];
-        const char *promise = records[must[s]].answered < flushed ? "P1" : "P2";
+        uint64_t answered = records[must[s]].answered;
+        const char *promise = answered < flushed ? "P1" : answered < present ? "P2" : "P3";
         if (at == 0 && base[s] == 0 && must[s] == 0)
             continue; /* nothing had to happen here */
         if (at == 0 && (last_zero[s] == 0 || last_zero[s] < must[s]))
@@ -438,7 +443,7 @@ static int run_rounds(char **argv) {
 
 static void usage(void) {
     printf("usage: stamp --uri NBD-URI [--rounds N] [--seconds S] [--seed N] [--sectors N] "
-           "[--flush-percent P]\n"
+           "[--flush-percent P] [--nothing-lost]\n"
            "             [--second-uri URI --second SHELL-COMMAND] -- SERVER ARGS...\n");
 }
 
@@ -450,6 +455,7 @@ int main(int argc, char **argv) {
         {"seed", required_argument, NULL, 'e'},
         {"sectors", required_argument, NULL, 'n'},
         {"flush-percent", required_argument, NULL, 'f'},
+        {"nothing-lost", no_argument, NULL, 'L'},
         {"second-uri", required_argument, NULL, 'U'},
         {"second", required_argument, NULL, 'S'},
         {"help", no_argument, NULL, 'h'},
@@ -475,6 +481,9 @@ int main(int argc, char **argv) {
             break;
         case 'f':
             opt.flush_percent = atoi(optarg);
+            break;
+        case 'L':
+            opt.nothing_lost = true;
             break;
         case 'U':
             opt.second_uri = optarg;
