@@ -20,9 +20,11 @@
  * most is the backend's (nbd: dead_conn_timeout), unless fail or detach ends it.
  *
  * All functions block (system calls, and requests that the daemon answers) and are called on worker
- * threads, one at a time for each volume. A daemon that is dead makes them fail, not hang (detach
- * without force apart: see there); one that hangs is killed by who called. Volume ids were checked:
- * 1..63 bytes of [A-Za-z0-9._-]. */
+ * threads, one at a time for each volume, fail apart. attach, grow and detach without force make
+ * requests that a daemon has to answer: when it dies or hangs meanwhile, they wait like every other
+ * request, for the next daemon or for fail. fail may be called at any time, from another thread; a
+ * call that waits then returns with an error, soon. It is how a caller sets a limit. The other
+ * functions never wait for a daemon. Volume ids were checked: 1..63 bytes of [A-Za-z0-9._-]. */
 #pragma once
 
 #include <sys/types.h>
@@ -55,8 +57,8 @@ const struct attach_device *attach_devices_find(const struct attach_devices *d, 
 struct attach_link {
     int daemon_fd; /* for the daemon */
     int kernel_fd; /* fuse: a copy of the connection, which lives as long as one of its copies does;
-                      kept while the device lives. nbd: the kernel's end of the socket; attach and
-                      reattach hand it over, and close it */
+                      kept while the device lives; -1 before Linux 6.9. nbd: the kernel's end of the
+                      socket; attach and reattach hand it over, and close it */
 };
 #define ATTACH_LINK_NONE ((struct attach_link){.daemon_fd = -1, .kernel_fd = -1})
 void attach_link_close(struct attach_link *l);
@@ -83,15 +85,18 @@ struct attach_ops {
     int (*attach)(struct attach_backend *b, const char *volume, const struct attach_how *how,
                   struct attach_link *link, struct attach_device *ret, struct err *e);
     /* The device is there, its daemon has ended. Fills link->daemon_fd (and what else it needs) for
-     * the next. fuse: needs link->kernel_fd; -ERR_IO when the connection is over. */
+     * the next. fuse: needs link->kernel_fd (kept since prepare, or a copy that a daemon gave);
+     * -ERR_IO when there is none, or the connection is over. */
     int (*resume)(struct attach_backend *b, const char *volume, struct attach_link *link,
                   struct err *e);
-    /* The next daemon serves. Returns when the kernel really uses it. */
+    /* The next daemon serves. Returns when the kernel really uses it. -ERR_IO: the device is over.
+     */
     int (*reattach)(struct attach_backend *b, const char *volume, const struct attach_how *how,
                     struct attach_link *link, struct err *e);
     /* -ERR_BUSY: mounted, or open by somebody. Nothing there is success. Without force everything
-     * written has reached the daemon when it returns. force: every request that is under way or
-     * comes later fails, and the device goes when its last user does. */
+     * written has reached the daemon when it returns: with a dead one it waits (above). force:
+     * every request that is under way or comes later fails, and the device goes when its last user
+     * does. */
     int (*detach)(struct attach_backend *b, const char *volume, bool force, struct err *e);
     /* The daemon serves size_bytes already. */
     int (*grow)(struct attach_backend *b, const char *volume, uint64_t size_bytes, struct err *e);

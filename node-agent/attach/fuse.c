@@ -4,8 +4,13 @@
  *
  * What is attached can be read from the kernel: mounts of type "fuse.portalbd" whose source is
  * "portalbd:<volume>" in /proc/self/mountinfo, and the loop device whose backing file is the mount
- * point in sysfs. The FUSE connection ends with its last descriptor, which is the daemon's: when
- * that dies, every request fails at once, without our doing.
+ * point in sysfs.
+ *
+ * The FUSE connection lives as long as one copy of its descriptor, or the mount's end. With a copy
+ * in the agent's hands (link.kernel_fd) requests wait when the daemon dies; the next one reads them
+ * from the same connection, and has the kernel send it again what the dead one had read
+ * (FUSE_NOTIFY_RESEND, Linux 6.9). Older kernels would let those requests wait for ever, so there
+ * no copy is kept: the connection ends with its daemon, and every request fails at once.
  *
  * Order of detach: the loop device first (nobody can begin anything), then the mount (the daemon
  * sees the end), then the file. force aborts the connection before that, so that nothing of it can
@@ -13,11 +18,13 @@
 #include "node-agent/attach/attach.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -29,7 +36,12 @@
 #define FUSE_TYPE     "fuse.portalbd"
 #define SOURCE_PREFIX "portalbd:"
 
-enum { MOUNTINFO_MAX = 16 * 1024 * 1024, MAX_READ = 1024 * 1024 };
+enum {
+    MOUNTINFO_MAX = 16 * 1024 * 1024,
+    MAX_READ = 1024 * 1024,
+    REATTACH_WAIT_MS_MAX = 1000,
+    REATTACH_POLL_MS = 2,
+};
 
 _Static_assert((int)ATTACH_PATH_MAX == (int)LOOP_DEVICE_PATH_MAX, "one kind of path");
 
@@ -128,9 +140,17 @@ static int is_mounted(struct attach_backend *b, const char *volume, bool *ret_mo
 
 /* --- prepare, attach, grow --- */
 
+/* FUSE_NOTIFY_RESEND. */
+static bool kernel_sends_again(struct utsname *ret_kernel) {
+    unsigned major_number, minor_number;
+    CHECK(uname(ret_kernel) == 0);
+    return sscanf(ret_kernel->release, "%u.%u", &major_number, &minor_number) == 2 &&
+           (major_number > 6 || (major_number == 6 && minor_number >= 9));
+}
+
 static int fuse_probe(struct attach_backend *b, char *ret_note, struct err *e) {
     (void)b;
-    ret_note[0] = '\0';
+    struct utsname kernel;
     const struct {
         const char *path, *hint;
     } needs[] = {{"/dev/fuse", "load the module fuse"},
@@ -140,6 +160,12 @@ static int fuse_probe(struct attach_backend *b, char *ret_note, struct err *e) {
             return err_set(e, -ERR_UNSUPPORTED,
                            "backend fuse: %s is not there or not ours (%s; the agent must be root)",
                            needs[i].path, needs[i].hint);
+    ret_note[0] = '\0';
+    if (!kernel_sends_again(&kernel))
+        snprintf(ret_note, ATTACH_NOTE_MAX,
+                 "Linux %.32s: a device ends with its daemon, its I/O fails when that dies (6.9 is "
+                 "needed to go on); upgrades and restarts of the agent it survives",
+                 kernel.release);
     return 0;
 }
 
@@ -151,6 +177,15 @@ static int mount_file(const char *path, const char *volume, int fd, struct err *
     if (mount(source, path, FUSE_TYPE, MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, options) < 0)
         return err_from_errno(e, errno, "mount %s", path);
     return 0;
+}
+
+static int unmount(const char *path, bool force, struct err *e) {
+    int flags = UMOUNT_NOFOLLOW | (force ? MNT_FORCE | MNT_DETACH : 0);
+    if (umount2(path, flags) == 0 || errno == EINVAL || errno == ENOENT)
+        return 0;
+    if (errno == EBUSY)
+        return err_set(e, -ERR_BUSY, "%s is open by somebody", path);
+    return err_from_errno(e, errno, "unmount %s", path);
 }
 
 static int fuse_prepare(struct attach_backend *b, const char *volume, struct attach_link *ret,
@@ -176,8 +211,18 @@ static int fuse_prepare(struct attach_backend *b, const char *volume, struct att
         unlink(path);
         return rc;
     }
+    struct utsname kernel;
     *ret = (struct attach_link){.daemon_fd = fd, .kernel_fd = -1};
-    return 0;
+    if (!kernel_sends_again(&kernel))
+        return 0;
+    ret->kernel_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (ret->kernel_fd >= 0)
+        return 0;
+    rc = err_from_errno(e, errno, "copy a descriptor");
+    attach_link_close(ret); /* which ends the connection */
+    (void)unmount(path, true, NULL);
+    unlink(path);
+    return rc;
 }
 
 static int fuse_attach(struct attach_backend *b, const char *volume, const struct attach_how *how,
@@ -205,19 +250,52 @@ static int fuse_attach(struct attach_backend *b, const char *volume, const struc
     return 0;
 }
 
-static int fuse_resume(struct attach_backend *b, const char *volume, struct attach_link *link,
-                       struct err *e) {
-    (void)b, (void)volume;
-    if (link->kernel_fd < 0)
-        return err_set(e, -ERR_IO, "no descriptor of the FUSE connection was kept");
-    link->daemon_fd = fcntl(link->kernel_fd, F_DUPFD_CLOEXEC, 0);
-    return link->daemon_fd < 0 ? err_from_errno(e, errno, "copy a descriptor") : 0;
+/* --- the next daemon --- */
+
+/* fs/fuse/dev.c, fuse_dev_poll: an error once the connection has ended. */
+static int look_at_connection(const char *volume, int fd, bool *ret_unread, struct err *e) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    if (poll(&p, 1, 0) < 0 && errno != EINTR)
+        return err_from_errno(e, errno, "look at the FUSE connection of volume '%s'", volume);
+    if (p.revents & (POLLERR | POLLNVAL))
+        return err_set(e, -ERR_IO, "the FUSE connection of volume '%s' has ended", volume);
+    *ret_unread = (p.revents & POLLIN) != 0;
+    return 0;
 }
 
-/* The daemon itself asks the kernel for what its predecessor left. */
+static int fuse_resume(struct attach_backend *b, const char *volume, struct attach_link *link,
+                       struct err *e) {
+    (void)b;
+    bool unread;
+    if (link->kernel_fd < 0)
+        return err_set(e, -ERR_IO, "no descriptor of the FUSE connection of volume '%s' was kept",
+                       volume);
+    int rc = look_at_connection(volume, link->kernel_fd, &unread, e);
+    if (rc < 0)
+        return rc;
+    int fd = fcntl(link->kernel_fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0)
+        return err_from_errno(e, errno, "copy a descriptor");
+    if (link->daemon_fd >= 0)
+        close(link->daemon_fd);
+    link->daemon_fd = fd;
+    return 0;
+}
+
+/* The daemon itself asks the kernel for what its predecessor left. It is at work when it has read
+ * all that waited. One that does not get there in time has more to do than it can hold (the store
+ * does not answer): not an error, it is there. */
 static int fuse_reattach(struct attach_backend *b, const char *volume, const struct attach_how *how,
                          struct attach_link *link, struct err *e) {
-    (void)b, (void)volume, (void)how, (void)link, (void)e;
+    (void)b, (void)how;
+    bool unread = link->kernel_fd >= 0;
+    for (int waited = 0; unread && waited < REATTACH_WAIT_MS_MAX; waited += REATTACH_POLL_MS) {
+        int rc = look_at_connection(volume, link->kernel_fd, &unread, e);
+        if (rc < 0)
+            return rc;
+        if (unread)
+            poll(NULL, 0, REATTACH_POLL_MS);
+    }
     return 0;
 }
 
@@ -235,19 +313,11 @@ static int fuse_grow(struct attach_backend *b, const char *volume, uint64_t size
 /* --- the end --- */
 
 /* MNT_FORCE aborts the FUSE connection, whether or not the mount can go (fs/fuse/inode.c,
- * fuse_umount_begin). */
+ * fuse_umount_begin): every request ends, also those that a daemon had, and the daemon's next read
+ * finds the end. */
 static void fuse_fail(struct attach_backend *b, const char *volume) {
     CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
     (void)umount2(path, MNT_FORCE | UMOUNT_NOFOLLOW);
-}
-
-static int unmount(const char *path, bool force, struct err *e) {
-    int flags = UMOUNT_NOFOLLOW | (force ? MNT_FORCE | MNT_DETACH : 0);
-    if (umount2(path, flags) == 0 || errno == EINVAL || errno == ENOENT)
-        return 0;
-    if (errno == EBUSY)
-        return err_set(e, -ERR_BUSY, "%s is open by somebody", path);
-    return err_from_errno(e, errno, "unmount %s", path);
 }
 
 static int fuse_detach(struct attach_backend *b, const char *volume, bool force, struct err *e) {
