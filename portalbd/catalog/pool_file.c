@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/buf.h"
 #include "common/config_file.h"
 #include "common/mem.h"
 
@@ -49,6 +50,29 @@ bool pool_config_equal(const struct pool_config *a, const struct pool_config *b)
            strcmp(a->access_key_id, b->access_key_id) == 0 &&
            secret_equal(&a->secret_access_key, &b->secret_access_key) &&
            secret_equal(&a->session_token, &b->session_token);
+}
+
+static void put_line(struct buf *out, const char *key, struct view value) {
+    if (value.len == 0)
+        return;
+    buf_printf(out, "%s = ", key);
+    buf_append(out, value.data, value.len);
+    buf_append_str(out, "\n");
+}
+
+void pool_config_encode(struct buf *out, const struct pool_config *p,
+                        const char *session_token_path) {
+    buf_reserve(out, 8192); /* at once: growing would leave copies of the secret behind */
+    buf_printf(out, "[%s]\n", p->name);
+    put_line(out, "url", view_of_str(p->url));
+    put_line(out, "endpoint", view_of_str(p->endpoint));
+    put_line(out, "region", view_of_str(p->region));
+    put_line(out, "addressing", view_of_str(p->addressing));
+    put_line(out, "ca_file", view_of_str(p->ca_file));
+    put_line(out, "access_key_id", view_of_str(p->access_key_id));
+    put_line(out, "secret_access_key", secret_reveal(&p->secret_access_key));
+    if (!secret_empty(&p->session_token))
+        put_line(out, "session_token_file", view_of_str(session_token_path));
 }
 
 void pool_file_release(struct pool_file *f) {

@@ -35,6 +35,13 @@ void pool_config_release(struct pool_config *p);
 void pool_config_copy(struct pool_config *to, const struct pool_config *from);
 bool pool_config_equal(const struct pool_config *a, const struct pool_config *b);
 
+/* Appends the section of a pool file that says the same; a session token stands in a file of its
+ * own, which the caller writes. Who needs certainty reads it back: a value may be longer than a
+ * line of such a file. Wipe the buffer (secret_wipe) if the pool has secrets. */
+struct buf;
+void pool_config_encode(struct buf *out, const struct pool_config *p,
+                        const char *session_token_path);
+
 /* What tells one version of the file from another. */
 struct pool_file_stamp {
     uint64_t device, inode, size, mtime_ns;

@@ -43,9 +43,35 @@ static const struct option_spec options[] = {
      .commands = OPTION_FOR(POOL_CREATE) | OPTION_FOR(POOL_CHECK),
      .help = "Use a pool although it is another cluster's."},
     {"force", OPTION_BOOL, offsetof(struct ctl_config, force), .letter = 'f',
-     .commands = OPTION_FOR(VOLUME_DELETE), .help = "Also a volume that is published to a node."},
+     .commands = OPTION_FOR(VOLUME_DELETE) | OPTION_FOR(DETACH),
+     .help = "volume delete: also a volume that is published to a node. detach: also a device that "
+             "is in use, and without waiting for the store; what is not stored yet stays in the "
+             "journal of this node, until the volume is attached here again."},
     {"yes", OPTION_BOOL, offsetof(struct ctl_config, yes), .letter = 'y',
      .commands = OPTION_FOR(POOL_DELETE), .help = "Really: every volume and snapshot is lost."},
+    {"backend", OPTION_ENUM, offsetof(struct ctl_config, backend), .letter = 'b',
+     .group = "Devices", .def = "auto", .choices = ctl_backend_names,
+     .commands = OPTION_FOR(ATTACH),
+     .help = "What makes the device: the kernel's NBD client, or FUSE and a loop device. auto: the "
+             "first that works here."},
+    {"read-only", OPTION_BOOL, offsetof(struct ctl_config, read_only), .letter = 'r',
+     .commands = OPTION_FOR(ATTACH), .help = "A device that refuses writes; snapshots always are."},
+    {"steal", OPTION_BOOL, offsetof(struct ctl_config, steal), .commands = OPTION_FOR(ATTACH),
+     .help = "Take a volume that is published to another node: that one is fenced and acknowledges "
+             "nothing any more."},
+    {"cache-size", OPTION_SIZE, offsetof(struct ctl_config, cache_size),
+     .commands = OPTION_FOR(ATTACH), .help = "Bytes of RAM cache; 0: the agent's default."},
+    {"journal-size", OPTION_SIZE, offsetof(struct ctl_config, journal_size),
+     .commands = OPTION_FOR(ATTACH),
+     .help = "Bytes of writes that may be acknowledged and not yet stored; 0: the agent's "
+             "default."},
+    {"limit", OPTION_DURATION, offsetof(struct ctl_config, limit_us), .def = "60s",
+     .min = 100 * 1000, .max = SECONDS(7 * 86400), .commands = OPTION_FOR(DETACH),
+     .help = "How long to wait until everything is in the store."},
+    {"all", OPTION_BOOL, offsetof(struct ctl_config, all), .letter = 'a',
+     .commands = OPTION_FOR(UPGRADE), .help = "Every device of this node."},
+    {"json", OPTION_BOOL, offsetof(struct ctl_config, json), .commands = OPTION_FOR(DEVICES),
+     .help = "The same as --output json."},
     {0}};
 
 static const struct option_command commands[] = {
@@ -71,17 +97,27 @@ static const struct option_command commands[] = {
     [STATUS] = {"status", "[VOLUME]", 0, 1, "how volumes that this node serves are"},
     [STATS] = {"stats", "VOLUME", 1, 1, "counters of the daemon that serves the volume here"},
     [FLUSH] = {"flush", "VOLUME", 1, 1, "wait until everything written is in the store"},
+    [ATTACH] = {"attach", "VOLUME|SNAPSHOT", 1, 1,
+                "make it a block device of this node; prints its path"},
+    [DETACH] = {"detach", "VOLUME|SNAPSHOT", 1, 1,
+                "take the device away, once everything is in the store"},
+    [DEVICES] = {"devices", NULL, 0, 0, "the volumes that are block devices of this node"},
+    [UPGRADE] = {"upgrade", "[VOLUME]", 0, 1,
+                 "go on with the daemon program that is installed now; the device stays"},
     [GC] = {"gc", NULL, 0, 0, "finish deletions that died half way, free what nobody needs"},
     {0}};
 
 static const struct option_program program = {
     .name = "portalctl",
-    .summary = "manages pools, volumes and snapshots",
+    .summary = "manages pools, volumes, snapshots and devices",
     .description =
         "A VOLUME is a name or an id; a SNAPSHOT is volume@name, another name, or an id. Exit "
-        "codes: 0 done, 1 failed, 2 the command line, 3 there is no such thing, 4 it exists "
-        "already "
-        "and differs, 5 it is in use, 6 the store or the daemon did not answer in time.",
+        "codes: 0 done, 1 failed, 2 the command line, 3 there is no such thing (of detach: not "
+        "everything is in the store yet), 4 it exists already and differs, 5 it is in use, 6 the "
+        "store or the daemon did not answer in time.\n\nattach, detach, devices and upgrade work "
+        "through the node agent of the run folder, and need root. Where none listens they start "
+        "one; it ends by itself when nothing is attached any more, and its log is node-agent.log "
+        "in the run folder. /run/portalbd/by-name/<volume> leads to a volume's device.",
     .env_prefix = "PORTALBD_",
     .options = options,
     .commands = commands,
@@ -131,6 +167,10 @@ static int (*const handlers[])(struct ctl *c, struct err *e) = {
     [STATUS] = ctl_status,
     [STATS] = ctl_stats,
     [FLUSH] = ctl_flush,
+    [ATTACH] = ctl_attach,
+    [DETACH] = ctl_detach,
+    [DEVICES] = ctl_devices,
+    [UPGRADE] = ctl_upgrade,
     [GC] = ctl_gc,
 };
 
@@ -162,5 +202,5 @@ int main(int argc, char **argv) {
         fprintf(stderr, "portalctl: %s\n", c.e.text);
     json_decref(c.result);
     options_release(&program, &c.config);
-    return exit_code_of(c.rc);
+    return c.rc < 0 && c.exit_code ? c.exit_code : exit_code_of(c.rc);
 }

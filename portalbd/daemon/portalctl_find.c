@@ -15,6 +15,15 @@ bool ctl_is_id(const char *text, enum id_kind kind) {
     return id_parse(&id, text, NULL) == 0 && id.kind == kind;
 }
 
+bool ctl_is_named(const char *id, const char *name) {
+    struct parsed_id parsed;
+    char hash[33];
+    if (id_parse(&parsed, id, NULL) < 0)
+        return false;
+    name_hash(hash, name);
+    return strcmp(id, name) == 0 || strcmp(hash, parsed.name_hash) == 0;
+}
+
 /* A daemon waits for such a store; a person wants to know. */
 static void on_trouble(void *arg, const struct err *why) {
     struct ctl *c = arg;
@@ -27,7 +36,8 @@ static void on_trouble(void *arg, const struct err *why) {
 int ctl_need_pool(struct ctl *c, struct err *e) {
     if (c->catalog)
         return 0;
-    struct pool_how how = {.give_up_us = c->config.timeout_us,
+    struct pool_how how = {.wanted = c->wanted_pool[0] ? c->wanted_pool : NULL,
+                           .give_up_us = c->config.timeout_us,
                            .make_folder = c->command == POOL_CREATE,
                            .on_trouble = on_trouble,
                            .arg = c};
@@ -68,40 +78,19 @@ int ctl_ask(struct ctl *c, const char *volume, const char *verb, json_t *args, j
     return rc;
 }
 
-/* The id of a volume that a daemon of this node serves, by id or name: asks the daemons, so that it
- * works without the store. False: none does. */
-static bool find_served(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
+bool ctl_find_daemon(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
     char **ids = NULL;
     size_t count = 0;
     bool found = false;
     if (control_list(c->config.run_dir, &ids, &count, NULL) < 0)
         return false;
     for (size_t i = 0; i < count; i++) {
-        json_t *status = NULL;
-        if (!found && strlen(ids[i]) < ID_MAX &&
-            (ctl_is_id(ids[i], ID_VOLUME) || ctl_is_id(ids[i], ID_SNAPSHOT))) {
-            if (strcmp(ids[i], name) == 0)
-                found = control_is_live(c->config.run_dir, ids[i]);
-            else if (ctl_ask(c, ids[i], "status", NULL, &status, NULL) == 0)
-                found = strcmp(json_string_value(json_object_get(status, "name")) ?: "", name) == 0;
-            if (found)
-                strcpy(ret_id, ids[i]);
+        if (!found && ctl_is_named(ids[i], name) && control_is_live(c->config.run_dir, ids[i])) {
+            memcpy(ret_id, ids[i], strlen(ids[i]) + 1);
+            found = true;
         }
-        json_decref(status);
         free(ids[i]);
     }
     free(ids);
     return found;
-}
-
-/* The daemon's volume when there is one (also one that was attached by id alone). */
-bool ctl_find_daemon(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
-    if (find_served(c, name, ret_id))
-        return true;
-    struct volume_info info;
-    if (ctl_is_id(name, ID_VOLUME) || ctl_find_volume(c, name, &info, NULL) < 0)
-        return false;
-    memcpy(ret_id, info.id, ID_MAX);
-    volume_info_release(&info);
-    return control_is_live(c->config.run_dir, ret_id);
 }

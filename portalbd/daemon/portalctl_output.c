@@ -9,7 +9,7 @@
 
 /* --- results --- */
 
-static void format_bytes(uint64_t bytes, char *text, size_t size) {
+void ctl_format_bytes(uint64_t bytes, char *text, size_t size) {
     static const char *const units[] = {"", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"};
     unsigned unit = 0;
     double value = (double)bytes;
@@ -34,7 +34,7 @@ static void format_value(const char *name, const json_t *value, char *text, size
     } else if (json_is_boolean(value)) {
         snprintf(text, size, "%s", json_is_true(value) ? "yes" : "no");
     } else if (json_is_integer(value) && ends_with(name, "bytes")) {
-        format_bytes(number, text, size);
+        ctl_format_bytes(number, text, size);
     } else if (json_is_integer(value) && ends_with(name, "_ms")) {
         time_t seconds = (time_t)(number / 1000);
         struct tm tm;
@@ -97,6 +97,8 @@ void ctl_print_result(const struct ctl *c) {
     if (c->config.output == OUTPUT_JSON) {
         json_dumpf(c->result, stdout, JSON_INDENT(2));
         printf("\n");
+    } else if (c->only) {
+        printf("%s\n", json_string_value(json_object_get(c->result, c->only)));
     } else if (json_is_array(c->result)) {
         print_rows(c->result);
     } else {

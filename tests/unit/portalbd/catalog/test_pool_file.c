@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/mem.h"
+#include "common/buf.h"
 #include "portalbd/catalog/pool_file.h"
 #include "tests/support/temp.h"
 
@@ -112,10 +112,41 @@ static void test_refused(void **state) {
     }
 }
 
+/* What was written is read back the same; a token stands in its own file. */
+static void test_encode(void **state) {
+    struct fixture *x = *state;
+    struct pool_file f, back;
+    struct err e;
+    char token[300];
+    snprintf(token, sizeof token, "%s.token", x->path);
+    write_file(token, "token-token", 0600);
+    char text[1024];
+    snprintf(text, sizeof text,
+             "[fast]\nurl = s3://b/p\nendpoint = http://e:1\nregion = r\naddressing = path\n"
+             "ca_file = /ca\naccess_key_id = me\nsecret_access_key = sesame\n"
+             "session_token_file = %s\n[slow]\nurl = file:///x\n",
+             token);
+    write_file(x->path, text, 0600);
+    assert_int_equal(pool_file_read(x->path, &f, &e), 0);
+    struct buf out = {0};
+    for (size_t i = 0; i < f.count; i++)
+        pool_config_encode(&out, &f.pools[i], token);
+    assert_null(strstr(buf_cstr(&out), "token-token"));
+    write_file(x->path, buf_cstr(&out), 0600);
+    assert_int_equal(pool_file_read(x->path, &back, &e), 0);
+    assert_int_equal(back.count, 2);
+    for (size_t i = 0; i < f.count; i++)
+        assert_true(pool_config_equal(&f.pools[i], &back.pools[i]));
+    pool_file_release(&f);
+    pool_file_release(&back);
+    buf_release(&out);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_good, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
