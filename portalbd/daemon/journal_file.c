@@ -23,6 +23,7 @@
 
 #include "common/log.h"
 #include "common/mem.h"
+#include "common/mutant.h"
 #include "portalbd/daemon/lock_file.h"
 
 enum {
@@ -201,15 +202,16 @@ static int set_aside(struct journal_memory *m, uint64_t writes, uint64_t bytes, 
     if (rc == 0)
         rc = copy_to(f, folder, path, e);
     if (rc < 0)
-        return err_wrap(e,
-                        "a journal with %llu writes that are lost was not set aside (see "
-                        "--state-dir)",
-                        (unsigned long long)writes);
-    log_error(
-        "another writer had the volume: writes that were acknowledged here and not flushed are "
-        "lost; a copy of their journal is kept",
-        LOG_STR("volume", f->id), LOG_U64("writes", writes), LOG_U64("bytes", bytes),
-        LOG_STR("copy", path));
+        return err_wrap(e, "a journal was not set aside (see --state-dir)");
+    if (writes)
+        log_error(
+            "another writer had the volume: writes that were acknowledged here and not flushed "
+            "are lost; a copy of their journal is kept",
+            LOG_STR("volume", f->id), LOG_U64("writes", writes), LOG_U64("bytes", bytes),
+            LOG_STR("copy", path));
+    else
+        log_warn("a copy of the damaged journal is kept", LOG_STR("volume", f->id),
+                 LOG_STR("copy", path));
     return 0;
 }
 
@@ -275,6 +277,7 @@ static int set_size(struct journal_file *f, uint64_t wanted, struct err *e) {
     int rc = look_at_file_system(f, &size, e);
     if (rc < 0)
         return rc;
+    FAULT_POINT("before the journal's file has its size");
     if (size == 0) { /* new, or its maker died before this step */
         f->is_new = true;
         size = ALIGN_UP(MAX(wanted, (uint64_t)SIZE_MIN), (uint64_t)PAGE);

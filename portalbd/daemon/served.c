@@ -12,6 +12,7 @@
 
 #include "common/log.h"
 #include "common/mem.h"
+#include "common/mutant.h"
 #include "portalbd/daemon/lock_file.h"
 
 enum { SAMPLE_US = 1000 * 1000 }; /* how old what /metrics shows may be */
@@ -242,11 +243,14 @@ int served_open(const struct served_config *config, const struct served_target *
         free(s);
         return err_wrap(e, "volume %s", target->id);
     }
+    FAULT_POINT("after the lock");
     rc = open_journal(s, e);
+    FAULT_POINT("after the journal's file");
     if (rc == 0)
         rc = open_volume(s, e);
     if (rc == 0)
         rc = listen_for_control(s, e);
+    FAULT_POINT("after the control socket");
     if (rc < 0) {
         served_drop(s);
         served_free(s);

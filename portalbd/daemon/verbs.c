@@ -47,6 +47,8 @@ static json_t *journal_status(const struct served *s, const struct volume_status
     set_text(j, "kind", served_journal_kind(s));
     set_u64(j, "size_bytes", st->journal_size);
     set_u64(j, "used_bytes", st->journal_used);
+    set_u64(j, "replayed_writes", st->replayed_writes);
+    json_object_set_new(j, "starved", json_boolean(st->journal_starved));
     return j;
 }
 

@@ -156,8 +156,10 @@ static int take_over(const struct volume_config *config, struct volume *v, struc
                          false, ret, e);
     if (rc < 0)
         return rc;
+    FAULT_POINT("before the volume is owned");
     if (config->on_owned)
         config->on_owned(config->arg);
+    FAULT_POINT("after the volume is owned");
     v->manifest = ret->manifest;
     ret->manifest = (struct manifest){0};
     v->next_seq = ret->first_seq;
@@ -173,8 +175,10 @@ int volume_open(const struct volume_config *config, struct volume **ret, struct 
     if (rc == 0)
         rc = open_content(v, &t.walk, e);
     takeover_release(&t);
+    FAULT_POINT("after the log was read");
     if (rc == 0)
         rc = journal_replay(v, e);
+    FAULT_POINT("after the journal was replayed");
     if (rc < 0) {
         discard(v);
         return err_wrap(e, "volume %s: open", config->key.text);

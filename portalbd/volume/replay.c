@@ -71,11 +71,14 @@ static int claim(struct journal_claim *claim, const struct random_id *named, str
         log_error("the journal found is of no use and is set aside: writes that were acknowledged "
                   "and not flushed may be lost",
                   LOG_STR("volume", c->key.text), LOG_STR("why", journal_damage(j)));
+    FAULT_POINT("before a journal is set aside");
     int rc = bytes > 0 ? set_aside(c, valid ? journal_count_writes(j) : 0, bytes, e) : 0;
     if (rc < 0)
         return err_wrap(e, "journal");
     env_random(c->env, ret->bytes, sizeof ret->bytes);
+    FAULT_POINT("before the journal is formatted");
     journal_format(j, ret);
+    FAULT_POINT("after the journal is formatted");
     return 0;
 }
 
@@ -101,6 +104,7 @@ static int replay_records(struct volume *v, uint64_t from, struct err *e) {
             return err_copy(e, &v->why);
         journal_read(v->journal, pos, &r);
         write_note(v, &r);
+        FAULT_POINT("after a write was replayed");
         pos = r.end;
     }
     return 0;
@@ -130,7 +134,9 @@ int journal_replay(struct volume *v, struct err *e) {
         return err_wrap(e, "journal");
     if (MUTANT("skip-replay"))
         found.from = found.end;
+    FAULT_POINT("before the journal is recovered");
     journal_recover(v->journal, &found);
+    FAULT_POINT("after the journal is recovered");
     v->open.from = v->open.to = found.from;
     struct journal_record first;
     if (found.from < found.end) {

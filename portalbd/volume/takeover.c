@@ -136,7 +136,9 @@ static int put_open_manifest(struct env *env, struct objstore *s, const struct v
             m.last_write = 0;
         m.journal = own;
         m.closed = false;
+        FAULT_POINT("before the opening manifest");
         rc = manifest_put(s, v, &m, e);
+        FAULT_POINT("after the opening manifest");
         if (rc == 0) {
             *ret = m;
             return 0;
@@ -161,7 +163,9 @@ static int fence_at(struct objstore *s, const struct volume_key *v, const struct
     char key[KEY_MAX];
     key_log(key, v, seq);
     CLEANUP_BUF struct buf existing = {0};
+    FAULT_POINT("before a fence");
     int rc = objstore_put(s, key, view_of(body, sizeof body), &existing, e);
+    FAULT_POINT("after a fence");
     if (rc == 0) {
         *ret = FENCE_WON;
         return 0;
