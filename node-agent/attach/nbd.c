@@ -21,7 +21,7 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <signal.h>
+#include <pthread.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/list.h"
 #include "common/mem.h"
 #include "node-agent/attach/nbd_netlink.h"
 #include "node-agent/attach/nbd_sysfs.h"
@@ -53,9 +54,20 @@ enum {
     SOCKET_PAUSE_MS = 20,
 };
 
+/* A device that failed, kept open until its detach: else the kernel would give its number to
+ * another volume while somebody still has its node (a container, say) and could open that. */
+struct failed_device {
+    struct list_node node;
+    char volume[ATTACH_VOLUME_MAX];
+    int fd;
+};
+
 struct nbd_backend {
     struct attach_backend base;
     struct attach_nbd_config config;
+
+    pthread_mutex_t mutex; /* of what follows */
+    struct list_node failed;
 };
 
 static struct nbd_backend *nbd_of(struct attach_backend *b) {
@@ -418,8 +430,33 @@ static int detach_dead(const struct nbd_device *d, struct err *e) {
     return 0;
 }
 
+static void keep_failed(struct nbd_backend *n, const char *volume, int fd) {
+    struct failed_device *f = NEW(struct failed_device);
+    CHECK(strlen(volume) < sizeof f->volume);
+    memcpy(f->volume, volume, strlen(volume) + 1);
+    f->fd = fd;
+    pthread_mutex_lock(&n->mutex);
+    list_push_back(&n->failed, &f->node);
+    pthread_mutex_unlock(&n->mutex);
+}
+
+/* volume NULL: of all. */
+static void drop_failed(struct nbd_backend *n, const char *volume) {
+    pthread_mutex_lock(&n->mutex);
+    for (struct list_node *i = n->failed.next, *next; i != &n->failed; i = next) {
+        next = i->next;
+        struct failed_device *f = container_of(i, struct failed_device, node);
+        if (volume && strcmp(f->volume, volume) != 0)
+            continue;
+        list_remove(i);
+        close(f->fd);
+        free(f);
+    }
+    pthread_mutex_unlock(&n->mutex);
+}
+
 static int nbd_detach(struct attach_backend *b, const char *volume, bool force, struct err *e) {
-    (void)b;
+    drop_failed(nbd_of(b), volume);
     struct nbd_device d;
     bool alive;
     int rc = find(volume, &d, &alive, e);
@@ -433,14 +470,20 @@ static int nbd_detach(struct attach_backend *b, const char *volume, bool force, 
 }
 
 static void nbd_fail(struct attach_backend *b, const char *volume) {
-    (void)b;
     struct nbd_device d;
-    if (find_alive(volume, &d, NULL) == 0)
-        nbd_netlink_disconnect(d.index, NULL);
+    if (find_alive(volume, &d, NULL) < 0)
+        return;
+    int fd = open(d.device.path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0)
+        keep_failed(nbd_of(b), volume, fd);
+    nbd_netlink_disconnect(d.index, NULL);
 }
 
 static void nbd_close(struct attach_backend *b) {
-    free(nbd_of(b));
+    struct nbd_backend *n = nbd_of(b);
+    drop_failed(n, NULL);
+    pthread_mutex_destroy(&n->mutex);
+    free(n);
 }
 
 static const struct attach_ops nbd_ops = {
@@ -463,6 +506,8 @@ int attach_nbd_open(const struct attach_nbd_config *config, struct attach_backen
     (void)e;
     struct nbd_backend *n = NEW(struct nbd_backend);
     n->base.ops = &nbd_ops;
+    pthread_mutex_init(&n->mutex, NULL);
+    list_init(&n->failed);
     if (config)
         n->config = *config;
     if (!n->config.dead_conn_timeout_s)
