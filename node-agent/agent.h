@@ -1,8 +1,8 @@
 /* The agent: which volumes are block devices of this node, and the calls that change it.
  *
  * Every volume that is attached, or on its way there or back, is an attachment with a fiber of its
- * own, which alone changes it (agent.c). Calls only say what they want and wait for a while; a call
- * that gives up waiting (-ERR_BUSY) leaves the work going on, and the next one joins it.
+ * own, which alone changes it (attachment.c). Calls only say what they want and wait for a while; a
+ * call that gives up waiting (-ERR_BUSY) leaves the work going on, and the next one joins it.
  *
  * All functions on the loop's owner thread; those marked fiber wait. */
 #pragma once
@@ -18,15 +18,24 @@ enum {
     AGENT_MESSAGE_MAX = 320, /* bytes of what is said about an attachment */
 };
 
+struct agent_backend {
+    struct attach_backend *backend; /* borrowed; NULL: this node cannot do it */
+    const char *name;
+    char note[ATTACH_NOTE_MAX]; /* why not, or what does not survive here; "": nothing to say */
+};
+
 struct agent_config {
     struct loop *loop;       /* borrowed */
     struct metrics *metrics; /* borrowed; NULL: none */
     const char *run_dir;     /* borrowed, like all strings here */
     const char *node_id;
-    const char *pools_path;                              /* the pool file */
-    const char *daemon_program;                          /* portalbd */
-    uint64_t cache_bytes, journal_bytes;                 /* defaults; 0: the daemon's own */
-    struct attach_backend *backends[AGENT_BACKENDS_MAX]; /* borrowed; the first is the default */
+    const char *pools_path;              /* the pool file */
+    const char *daemon_program;          /* portalbd */
+    const char *state_dir;               /* for journals set aside; "" or NULL: the daemon's own */
+    const char *version;                 /* of this agent */
+    uint64_t cache_bytes, journal_bytes; /* defaults; 0: the daemon's own */
+    bool upgrade; /* at the start: daemons of another version, one after the other */
+    struct agent_backend backends[AGENT_BACKENDS_MAX]; /* the first usable one is the default */
     size_t backend_count;
 };
 
@@ -37,16 +46,20 @@ int agent_start(const struct agent_config *config, struct agent **ret, struct er
 /* Every call that waits now or later ends with -ERR_SHUTDOWN. */
 void agent_interrupt(struct agent *a);
 /* fiber. After agent_interrupt and the end of all calls: lets go of everything as it is; daemons
- * and devices go on without us. */
-void agent_stop(struct agent *a);
+ * and devices go on without us. -ERR_TIMEOUT: a device hangs; the process can only exit. */
+int agent_stop(struct agent *a, struct err *e);
+/* fiber. Detaches all that nobody uses, within the limit. */
+void agent_drain(struct agent *a, uint64_t limit_us);
 
 enum attachment_phase {
     ATTACHMENT_ATTACHING,
     ATTACHMENT_ATTACHED,
+    ATTACHMENT_RECOVERING, /* its daemon has ended, requests wait for the next one */
     ATTACHMENT_DETACHING,
-    ATTACHMENT_FAILED, /* the daemon is dead, the device gives errors */
-    ATTACHMENT_GONE,   /* only inside agent.c */
+    ATTACHMENT_FAILED, /* nobody serves the device any more: it gives errors */
+    ATTACHMENT_GONE,   /* only inside the agent */
 };
+const char *attachment_phase_name(enum attachment_phase phase); /* "attaching", ... */
 
 struct attachment_info {
     char volume[ID_MAX];
@@ -56,6 +69,7 @@ struct attachment_info {
     uint64_t publish_epoch;
     uint64_t size_bytes;
     int64_t daemon_pid; /* 0: none */
+    uint64_t restarts;  /* daemons that took another's place */
     bool read_only;
     char message[AGENT_MESSAGE_MAX];
 };
@@ -74,6 +88,10 @@ struct agent_attach {
 int agent_attach(struct agent *a, const struct agent_attach *req, uint64_t limit_us,
                  struct attachment_info *ret, struct err *e);
 int agent_detach(struct agent *a, const char *volume, bool force, uint64_t limit_us, struct err *e);
+/* Puts a daemon of the configured program in the place of the present one, while the device goes
+ * on. How long nobody served it comes back. -ERR_BUSY: not now, or not done yet. */
+int agent_upgrade(struct agent *a, const char *volume, uint64_t limit_us, uint64_t *ret_pause_us,
+                  struct err *e);
 int agent_grow(struct agent *a, const char *volume, uint64_t size_bytes, uint64_t limit_us,
                uint64_t *ret_size_bytes, struct err *e);
 
@@ -81,7 +99,10 @@ int agent_grow(struct agent *a, const char *volume, uint64_t size_bytes, uint64_
 int agent_health(struct agent *a, const char *volume, bool *ret_abnormal,
                  struct attachment_info *ret, struct err *e);
 
+/* How many volumes are attached, or on their way. */
+size_t agent_count(const struct agent *a);
 /* Fills at most max; returns how many. */
 size_t agent_list(struct agent *a, struct attachment_info *items, size_t max);
 
-const struct agent_config *agent_config(const struct agent *a);
+const struct agent_config *agent_config(const struct agent *a); /* does not change */
+const char *agent_default_backend(const struct agent_config *c);

@@ -133,6 +133,8 @@ static Portalbd__Agent__V1__AttachmentState state_of(enum attachment_phase phase
         return PORTALBD__AGENT__V1__ATTACHMENT_STATE__ATTACHING;
     case ATTACHMENT_ATTACHED:
         return PORTALBD__AGENT__V1__ATTACHMENT_STATE__ATTACHED;
+    case ATTACHMENT_RECOVERING:
+        return PORTALBD__AGENT__V1__ATTACHMENT_STATE__RECOVERING;
     case ATTACHMENT_DETACHING:
         return PORTALBD__AGENT__V1__ATTACHMENT_STATE__DETACHING;
     case ATTACHMENT_FAILED:
@@ -162,6 +164,7 @@ static Portalbd__Agent__V1__Attachment *answer_item(struct rpc_call *call,
     m->daemon_pid = info->daemon_pid;
     m->message = rpc_strdup(call, info->message);
     m->size_bytes = info->size_bytes;
+    m->restarts = info->restarts;
     return m;
 }
 
@@ -205,6 +208,18 @@ static int on_health(struct rpc_call *call,
     return 0;
 }
 
+static Portalbd__Agent__V1__Backend *answer_backend(struct rpc_call *call,
+                                                    const struct agent_backend *b) {
+    Portalbd__Agent__V1__Backend *m =
+        RPC_NEW(call, Portalbd__Agent__V1__Backend, portalbd__agent__v1__backend__init);
+    if (!m)
+        return NULL;
+    m->name = rpc_strdup(call, b->name);
+    m->usable = b->backend != NULL;
+    m->note = rpc_strdup(call, b->note);
+    return m;
+}
+
 static int on_info(struct rpc_call *call, const Portalbd__Agent__V1__GetInfoRequest *request,
                    Portalbd__Agent__V1__GetInfoResponse *response, struct err *e) {
     (void)request;
@@ -213,13 +228,21 @@ static int on_info(struct rpc_call *call, const Portalbd__Agent__V1__GetInfoRequ
     const struct agent_config *config = agent_config(rpc->agent); /* does not change */
     response->version = rpc_strdup(call, rpc->version);
     response->node_id = rpc_strdup(call, config->node_id);
-    response->default_backend = rpc_strdup(call, config->backends[0]->ops->name);
+    response->default_backend = rpc_strdup(call, agent_default_backend(config));
     response->backends = RPC_NEW_ARRAY(call, char *, config->backend_count);
-    if (!response->backends)
-        return 0;
-    for (size_t i = 0; i < config->backend_count; i++)
-        response->backends[i] = rpc_strdup(call, config->backends[i]->ops->name);
-    response->n_backends = config->backend_count;
+    response->all_backends =
+        RPC_NEW_ARRAY(call, Portalbd__Agent__V1__Backend *, config->backend_count);
+    if (!response->backends || !response->all_backends)
+        return 0; /* the server knows that the call's memory is used up */
+    for (size_t i = 0; i < config->backend_count; i++) {
+        const struct agent_backend *b = &config->backends[i];
+        Portalbd__Agent__V1__Backend *m = answer_backend(call, b);
+        if (!m)
+            break;
+        response->all_backends[response->n_all_backends++] = m;
+        if (b->backend)
+            response->backends[response->n_backends++] = rpc_strdup(call, b->name);
+    }
     return 0;
 }
 

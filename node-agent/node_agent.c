@@ -23,6 +23,7 @@
 #include "common/options.h"
 #include "node-agent/agent.h"
 #include "node-agent/agent_rpc.h"
+#include "node-agent/backends.h"
 #include "node-agent/register.h"
 #include "node-agent/scrape.h"
 
@@ -30,6 +31,8 @@ enum {
     WORKERS = 32,    /* jobs that block: one hanging device each at worst */
     GRACE_MS = 2000, /* for calls at the end */
     STUCK_MS = 5000,
+    IDLE_S_MAX = 10, /* --exit-when-idle */
+    SECOND_US = 1000 * 1000,
 };
 
 struct config {
@@ -39,12 +42,19 @@ struct config {
     char *run_dir;
     char *daemon;
     struct option_strings backends;
+    uint64_t nbd_dead_conn_timeout, nbd_io_timeout;
     uint64_t cache_size, journal_size;
+    char *state_dir;
+    int upgrade;
     uint64_t call_wait;
+    bool drain, exit_when_idle;
+    uint64_t drain_limit;
     char *http_address;
     uint64_t http_port;
     int log_level, log_format;
 };
+
+static const char *const no_yes[] = {"no", "yes", NULL};
 
 static const struct option_spec options[] = {
     {"endpoint", OPTION_STRING, offsetof(struct config, endpoint),
@@ -59,17 +69,37 @@ static const struct option_spec options[] = {
      .help = "What must not outlive the machine: attach files, sockets, devices. A tmpfs."},
     {"daemon", OPTION_STRING, offsetof(struct config, daemon), .arg = "FILE",
      .help = "The program portalbd; without it the one beside this program."},
-    {"backend", OPTION_STRINGS, offsetof(struct config, backends), .def = "fuse",
-     .help = "Ways to make devices, the preferred one first: fuse. What a node cannot do is left "
-             "out."},
+    {"backend", OPTION_STRINGS, offsetof(struct config, backends), .def = "nbd,fuse",
+     .help = "Ways to make devices, the preferred one first: nbd, fuse. What a node cannot do is "
+             "left out."},
     {"call-wait", OPTION_DURATION, offsetof(struct config, call_wait), .def = "50s",
      .min = 100 * 1000, .max = UINT64_C(3600) * 1000 * 1000,
      .help = "How long a call waits for its work before it answers ABORTED; the work goes on."},
+    {"drain", OPTION_BOOL, offsetof(struct config, drain),
+     .help = "At SIGTERM, detach what nobody uses before the end. Without it devices and daemons "
+             "go on, and the next agent finds them."},
+    {"drain-limit", OPTION_DURATION, offsetof(struct config, drain_limit), .def = "60s",
+     .max = UINT64_C(86400) * 1000 * 1000,
+     .help = "How long that may take; what is left then goes on."},
+    {"exit-when-idle", OPTION_BOOL, offsetof(struct config, exit_when_idle),
+     .help = "End when nothing has been attached for 10 seconds."},
+    {"nbd-dead-conn-timeout", OPTION_DURATION, offsetof(struct config, nbd_dead_conn_timeout),
+     .group = "Backend nbd", .def = "24h", .min = 1000 * 1000,
+     .max = UINT64_C(30) * 86400 * 1000 * 1000,
+     .help = "How long requests wait for a daemon, once theirs has died, before they fail."},
+    {"nbd-io-timeout", OPTION_DURATION, offsetof(struct config, nbd_io_timeout), .def = "2s",
+     .min = 100 * 1000, .max = UINT64_C(60) * 1000 * 1000,
+     .help = "How soon the kernel sends again what a dead daemon had."},
     {"cache-size", OPTION_SIZE, offsetof(struct config, cache_size), .group = "Daemons",
      .help = "Bytes of RAM cache of each daemon, unless the volume says otherwise; 0: the daemon's "
              "default."},
     {"journal-size", OPTION_SIZE, offsetof(struct config, journal_size),
      .help = "Bytes of journal of each daemon; 0: the daemon's default."},
+    {"state-dir", OPTION_STRING, offsetof(struct config, state_dir), .arg = "DIR",
+     .help = "Where daemons keep journals that were set aside; without it: the daemon's default."},
+    {"upgrade", OPTION_ENUM, offsetof(struct config, upgrade), .def = "yes", .choices = no_yes,
+     .help = "At the start, put daemons of the agent's own version in the place of others, one "
+             "after the other, while their devices go on."},
     {"http-address", OPTION_STRING, offsetof(struct config, http_address), .group = "Observation",
      .arg = "ADDRESS", .help = "Serve /metrics and /healthz at this IP address; without it: not."},
     {"http-port", OPTION_U64, offsetof(struct config, http_port), .def = "9810", .max = 65535,
@@ -94,7 +124,7 @@ struct node_agent {
     struct config config;
     struct loop *loop;
     struct metrics *metrics;
-    struct attach_backend *backends[AGENT_BACKENDS_MAX];
+    struct agent_backend backends[AGENT_BACKENDS_MAX];
     size_t backend_count;
     struct agent *agent;
     struct agent_rpc rpc;
@@ -153,35 +183,16 @@ static int take_run_dir(struct config *c, struct err *e) {
     return 0;
 }
 
-static int open_backend(struct node_agent *n, const char *name, struct err *e) {
-    struct attach_backend *b;
-    if (strcmp(name, "fuse") != 0)
-        return err_set(e, -ERR_CONFIG, "backend '%s' is not known; there is: fuse", name);
-    int rc = attach_fuse_open(n->config.run_dir, &b, e);
-    if (rc < 0)
-        return rc;
-    struct err why;
-    char note[ATTACH_NOTE_MAX];
-    if (b->ops->probe(b, note, &why) < 0) {
-        log_warn("a backend is left out", LOG_STR("backend", name), LOG_ERR(&why));
-        b->ops->close(b);
-        return 0;
-    }
-    CHECK(n->backend_count < AGENT_BACKENDS_MAX);
-    n->backends[n->backend_count++] = b;
-    return 0;
-}
-
 static int open_backends(struct node_agent *n, struct err *e) {
-    const struct option_strings *names = &n->config.backends;
-    if (names->count > AGENT_BACKENDS_MAX)
-        return err_set(e, -ERR_CONFIG, "more than %d backends", AGENT_BACKENDS_MAX);
-    for (size_t i = 0; i < names->count; i++) {
-        int rc = open_backend(n, names->items[i], e);
-        if (rc < 0)
-            return rc;
-    }
-    return n->backend_count ? 0 : err_set(e, -ERR_UNSUPPORTED, "no backend works on this node");
+    const struct config *c = &n->config;
+    const struct backends_config config = {
+        .names = (const char *const *)c->backends.items,
+        .count = c->backends.count,
+        .run_dir = c->run_dir,
+        .nbd = {.dead_conn_timeout_s = c->nbd_dead_conn_timeout / 1000000,
+                .io_timeout_ms = c->nbd_io_timeout / 1000},
+    };
+    return backends_open(&config, n->backends, &n->backend_count, e);
 }
 
 /* --- life --- */
@@ -232,6 +243,9 @@ static int start(struct node_agent *n, struct err *e) {
         .node_id = c->node_id,
         .pools_path = c->pools,
         .daemon_program = c->daemon,
+        .state_dir = c->state_dir,
+        .version = PORTALBD_VERSION,
+        .upgrade = c->upgrade,
         .cache_bytes = c->cache_size,
         .journal_bytes = c->journal_size,
         .backend_count = n->backend_count,
@@ -273,8 +287,30 @@ static void stop(struct node_agent *n) {
     if (n->registrar)
         registrar_stop(n->registrar);
     http_server_stop(n->http);
-    if (n->agent)
-        agent_stop(n->agent);
+    struct err e;
+    if (n->agent && agent_stop(n->agent, &e) < 0) {
+        log_error("the agent ends without waiting for its devices", LOG_ERR(&e));
+        _exit(n->exit_code); /* they are as they were, as above */
+    }
+}
+
+/* Until a signal comes, or the agent has been idle for long enough. */
+static void wait_for_end(struct node_agent *n) {
+    unsigned idle_s = 0;
+    while (!n->stop) {
+        int rc = n->config.exit_when_idle
+                     ? waitq_wait_for(loop_env(n->loop), &n->stopped, SECOND_US)
+                     : waitq_wait(loop_env(n->loop), &n->stopped);
+        if (rc == -ERR_CANCELLED)
+            return;
+        idle_s = agent_count(n->agent) ? 0 : idle_s + 1;
+        if (n->config.exit_when_idle && idle_s >= IDLE_S_MAX) {
+            log_info("nothing is attached any more; the agent ends");
+            return;
+        }
+    }
+    if (n->config.drain)
+        agent_drain(n->agent, n->config.drain_limit);
 }
 
 static void main_fiber(void *arg) {
@@ -285,15 +321,14 @@ static void main_fiber(void *arg) {
         log_error("the agent cannot start", LOG_ERR(&e));
         n->exit_code = 1;
     }
-    while (rc == 0 && !n->stop)
-        if (waitq_wait(loop_env(n->loop), &n->stopped) < 0)
-            break;
+    if (rc == 0)
+        wait_for_end(n);
     stop(n);
     loop_stop(n->loop);
 }
 
 static void on_signal(struct node_agent *n, int signum) {
-    log_info("the agent ends; devices stay", LOG_I64("signal", signum));
+    log_info("the agent ends", LOG_I64("signal", signum), LOG_BOOL("drain", n->config.drain));
     n->stop = true;
     waitq_wake_all(&n->stopped);
 }
@@ -346,8 +381,7 @@ int main(int argc, char **argv) {
     }
     loop_signal_stop(&n.term);
     loop_signal_stop(&n.interrupt);
-    for (size_t i = 0; i < n.backend_count; i++)
-        n.backends[i]->ops->close(n.backends[i]);
+    backends_close(n.backends, n.backend_count);
     loop_free(n.loop);
     metrics_free(n.metrics);
     options_release(&program, &n.config);

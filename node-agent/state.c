@@ -32,7 +32,12 @@ void attach_state_encode(struct buf *out, const struct attach_state *s) {
                   "own_credentials", s->own_credentials, "cache_bytes", (json_int_t)s->cache_bytes,
                   "journal_bytes", (json_int_t)s->journal_bytes, "pid", (json_int_t)s->pid,
                   "pid_start", (json_int_t)s->pid_start, "served", s->served);
-    CHECK(j);
+    json_t *of_daemon =
+        json_pack("{s:b, s:s, s:i, s:I, s:I}", "opened", s->opened, "journal",
+                  s->journal_memory ? "memory" : "shm", "nbd_flags", s->nbd_flags, "size_bytes",
+                  (json_int_t)s->size_bytes, "restarts", (json_int_t)s->restarts);
+    CHECK(j && of_daemon && json_object_update(j, of_daemon) == 0);
+    json_decref(of_daemon);
     char *text = json_dumps(j, JSON_INDENT(1));
     CHECK(text);
     buf_append_str(out, text);
@@ -46,6 +51,24 @@ static bool copy_text(char *to, size_t room, const char *from) {
     if (len == 0 || len >= room)
         return false;
     memcpy(to, from, len + 1);
+    return true;
+}
+
+/* What files of agents that knew no resuming do not have: their daemons' journals are memory. */
+static bool unpack_daemon(struct attach_state *s, json_t *j) {
+    int opened = 0, flags = 0;
+    json_int_t size = 0, restarts = 0;
+    const char *journal = "memory";
+    if (json_unpack(j, "{s?:b, s?:s, s?:i, s?:I, s?:I}", "opened", &opened, "journal", &journal,
+                    "nbd_flags", &flags, "size_bytes", &size, "restarts", &restarts) < 0)
+        return false;
+    if (flags < 0 || flags > UINT16_MAX || size < 0 || restarts < 0)
+        return false;
+    s->opened = opened;
+    s->journal_memory = strcmp(journal, "shm") != 0;
+    s->nbd_flags = (uint16_t)flags;
+    s->size_bytes = (uint64_t)size;
+    s->restarts = (uint64_t)restarts;
     return true;
 }
 
@@ -72,7 +95,7 @@ static bool unpack(struct attach_state *s, json_t *j) {
     s->pid_start = (uint64_t)start;
     return copy_text(s->boot_id, sizeof s->boot_id, boot_id) &&
            copy_text(s->volume, sizeof s->volume, volume) &&
-           copy_text(s->backend, sizeof s->backend, backend);
+           copy_text(s->backend, sizeof s->backend, backend) && unpack_daemon(s, j);
 }
 
 int attach_state_decode(struct attach_state *ret, struct view in, struct err *e) {

@@ -31,7 +31,12 @@ struct attach_state {
     uint64_t journal_bytes; /* 0: the daemon's default */
     int64_t pid;            /* of its daemon; 0: none was started yet */
     uint64_t pid_start; /* start time of that process, in clock ticks: tells it from a later one */
-    bool served;        /* the daemon has reported that it serves */
+    bool served;        /* it was attached once: the device was there and served */
+    bool opened;        /* a daemon of this attachment has owned the volume: the next one resumes */
+    bool journal_memory; /* its journal dies with it: it is not followed by another */
+    uint16_t nbd_flags;  /* as the daemon reported them, like the size; 0: not yet */
+    uint64_t size_bytes;
+    uint64_t restarts; /* daemons that took the place of one that had ended */
     char boot_id[STATE_BOOT_ID_MAX];
 };
 

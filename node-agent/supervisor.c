@@ -85,23 +85,29 @@ static int code_of_name(const char *name) {
     return -ERR_IO;
 }
 
-static void take_line(struct daemon *d) {
-    json_t *j = json_loadb(d->line, d->line_len, 0, NULL);
-    int ready = 0;
+/* True: nothing more will be said. */
+static bool take_line(struct daemon *d, const char *line, size_t len) {
+    json_t *j = json_loadb(line, len, 0, NULL);
+    int opened = 0, ready = 0, flags = 0;
     json_int_t size = 0;
-    const char *text = NULL, *code = "io";
-    if (j &&
-        json_unpack(j, "{s?:b, s?:I, s?:s, s?:s}", "ready", &ready, "size_bytes", &size, "error",
-                    &text, "code", &code) == 0 &&
-        (ready || text)) {
-        d->ready = ready && !text;
-        d->size_bytes = size > 0 ? (uint64_t)size : 0;
-        if (text)
-            err_set_text(&d->said, code_of_name(code), "%s", text);
+    const char *text = NULL, *code = "io", *journal = "memory";
+    if (!j ||
+        json_unpack(j, "{s?:b, s?:b, s?:I, s?:i, s?:s, s?:s, s?:s}", "opened", &opened, "ready",
+                    &ready, "size_bytes", &size, "nbd_flags", &flags, "journal", &journal, "error",
+                    &text, "code", &code) < 0 ||
+        !(opened || ready || text)) {
+        err_set_text(&d->said, -ERR_IO, "what the daemon says of itself makes no sense");
+    } else if (text) {
+        err_set_text(&d->said, code_of_name(code), "%s", text);
     } else {
-        err_set_text(&d->said, -ERR_IO, "the daemon's first line makes no sense");
+        d->opened = true;
+        d->ready = ready;
+        d->size_bytes = size > 0 ? (uint64_t)size : 0;
+        d->nbd_flags = (uint16_t)flags;
+        d->journal_memory = strcmp(journal, "shm") != 0;
     }
     json_decref(j);
+    return d->ready || d->said.code < 0;
 }
 
 static void on_ready(struct loop_watch *watch, int events) {
@@ -110,15 +116,21 @@ static void on_ready(struct loop_watch *watch, int events) {
     ssize_t n = read(d->ready_fd, d->line + d->line_len, sizeof d->line - d->line_len);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    if (n > 0)
-        d->line_len += (size_t)n;
-    if (n > 0 && d->line_len < sizeof d->line && !memchr(d->line, '\n', d->line_len))
-        return;
-    loop_watch_stop(&d->ready_watch);
-    close(d->ready_fd);
-    d->ready_fd = -1;
-    if (d->line_len)
-        take_line(d);
+    bool over = n <= 0;
+    d->line_len += n > 0 ? (size_t)n : 0;
+    for (char *end; !over && (end = memchr(d->line, '\n', d->line_len));) {
+        size_t len = (size_t)(end - d->line) + 1;
+        over = take_line(d, d->line, len - 1);
+        memmove(d->line, end + 1, d->line_len - len);
+        d->line_len -= len;
+    }
+    if (!over && d->line_len == sizeof d->line)
+        over = take_line(d, d->line, d->line_len);
+    if (over) {
+        loop_watch_stop(&d->ready_watch);
+        close(d->ready_fd);
+        d->ready_fd = -1;
+    }
     waitq_wake_all(d->changed);
 }
 
@@ -158,8 +170,13 @@ static void build_args(struct args *a, const struct daemon_spec *spec) {
     args_add_u64(a, "--publish-epoch", spec->publish_epoch);
     args_add_text(a, "--node-id", spec->node_id);
     args_add_text(a, "--run-dir", spec->run_dir);
-    args_add_u64(a, "--fuse-fd", CHILD_DEVICE_FD);
+    if (spec->device_flag)
+        args_add_u64(a, spec->device_flag, CHILD_DEVICE_FD);
     args_add_u64(a, "--ready-fd", CHILD_READY_FD);
+    if (spec->resume)
+        args_add(a, "--resume");
+    if (spec->state_dir && spec->state_dir[0])
+        args_add_text(a, "--state-dir", spec->state_dir);
     if (spec->read_only)
         args_add(a, "--read-only");
     if (spec->cache_bytes)
@@ -168,7 +185,8 @@ static void build_args(struct args *a, const struct daemon_spec *spec) {
         args_add_u64(a, "--journal-size", spec->journal_bytes);
 }
 
-/* Both descriptors were lifted above HIGH_FD, so no copy overwrites another's source. */
+/* Both descriptors were lifted above HIGH_FD, so no copy overwrites another's source. Without a
+ * device its number is taken by /dev/null: nothing of ours may have it. */
 static int spawn(const struct daemon_spec *spec, int device_fd, int ready_fd, pid_t *ret_pid) {
     CLEANUP(args_release) struct args args = {0};
     build_args(&args, spec);
@@ -180,7 +198,11 @@ static int spawn(const struct daemon_spec *spec, int device_fd, int ready_fd, pi
     CHECK(posix_spawn_file_actions_init(&actions) == 0);
     CHECK(posix_spawnattr_init(&attr) == 0);
     CHECK(posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0) == 0);
-    CHECK(posix_spawn_file_actions_adddup2(&actions, device_fd, CHILD_DEVICE_FD) == 0);
+    if (device_fd >= 0)
+        CHECK(posix_spawn_file_actions_adddup2(&actions, device_fd, CHILD_DEVICE_FD) == 0);
+    else
+        CHECK(posix_spawn_file_actions_addopen(&actions, CHILD_DEVICE_FD, "/dev/null", O_RDONLY,
+                                               0) == 0);
     CHECK(posix_spawn_file_actions_adddup2(&actions, ready_fd, CHILD_READY_FD) == 0);
     CHECK(posix_spawn_file_actions_addclosefrom_np(&actions, CHILD_FDS_END) == 0);
     CHECK(posix_spawnattr_setpgroup(&attr, 0) == 0);
@@ -224,10 +246,11 @@ int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct waitq
     int pipe_fds[2];
     if (pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) < 0)
         return err_from_errno(e, errno, "make a pipe");
-    int high[2] = {fcntl(spec->device_fd, F_DUPFD_CLOEXEC, HIGH_FD),
+    int high[2] = {spec->device_flag ? fcntl(spec->device_fd, F_DUPFD_CLOEXEC, HIGH_FD) : -1,
                    fcntl(pipe_fds[1], F_DUPFD_CLOEXEC, HIGH_FD)};
     pid_t pid = 0;
-    int eno = high[0] < 0 || high[1] < 0 ? errno : spawn(spec, high[0], high[1], &pid);
+    bool all = (high[0] >= 0 || !spec->device_flag) && high[1] >= 0;
+    int eno = all ? spawn(spec, high[0], high[1], &pid) : errno;
     close_pair(high);
     close(pipe_fds[1]);
     if (eno) {
@@ -268,7 +291,7 @@ int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct wait
         return rc;
     }
     d->pid_start = start;
-    d->ready = true; /* the caller knows from the attach file whether it was */
+    d->opened = d->ready = true; /* the caller knows from the attach file whether it was */
     *ret = d;
     return 0;
 }
@@ -302,6 +325,11 @@ int daemon_is_ready(const struct daemon *d, struct err *e) {
         return err_set(e, -ERR_IO, "the daemon %s before it served; its log says why", how);
     }
     return d->ready ? 0 : err_set(e, -ERR_BUSY, "the daemon does not serve yet");
+}
+
+bool daemon_is_fenced(const struct daemon *d) {
+    return d->said.code == -ERR_FENCED ||
+           (d->exited && d->ours && d->exit_code == DAEMON_EXIT_FENCED);
 }
 
 int daemon_wait_exit(struct daemon *d, uint64_t limit_us) {

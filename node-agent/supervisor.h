@@ -4,14 +4,19 @@
  * descriptor of ours but those that are named here. It outlives the agent. The contract:
  *
  *   argv      portalbd attach --volume ID --pools FILE --publish-epoch N --node-id ID --run-dir DIR
- *                 --fuse-fd 3 --ready-fd 4 [--read-only] [--cache-size N] [--journal-size N]
- *   fd 3      the kernel's side of the device
- *   fd 4      a pipe: the daemon writes one line of JSON and closes it:
- * {"ready":true,"size_bytes":N} once it serves, or {"error":"text","code":"fenced"} before it exits
+ *                 [--fuse-fd 3 | --nbd-fd 3] --ready-fd 4 [--resume] [--state-dir DIR]
+ * [--read-only]
+ *                 [--cache-size N] [--journal-size N]
+ *   fd 3      the device's descriptor. Without one: upload only, which is to open the volume,
+ * replay the journal, store everything, close and exit
+ *   --resume  an earlier daemon of this attachment has owned the volume
+ *   fd 4      a pipe for one or two lines of JSON: {"opened":true} once the volume is its own, then
+ *             {"ready":true,"size_bytes":N,"nbd_flags":N,"journal":"shm"|"memory"} once it serves,
+ *             or {"error":"text","code":"fenced"} before it exits
  *   secrets   only in FILE (mode 0600)
  *   the end   of the device, which fd 3 shows, the verb "shutdown" of its control socket, or
- * SIGTERM: drain, flush, clean close; a second signal: give up exit      0 everything is in the
- * store; DAEMON_EXIT_FENCED another writer has the volume
+ *             SIGTERM: drain, flush, clean close; a second signal: give up
+ *   exit      enum daemon_exit
  *
  * All functions on the loop's owner thread. */
 #pragma once
@@ -21,7 +26,13 @@
 
 enum {
     DAEMON_LINE_MAX = 2048, /* bytes of what it says on its pipe */
-    DAEMON_EXIT_FENCED = 4,
+};
+
+enum daemon_exit {
+    DAEMON_EXIT_CLEAN = 0,       /* everything is in the store */
+    DAEMON_EXIT_UNSAVED = 3,     /* something is not; it is in the journal */
+    DAEMON_EXIT_FENCED = 4,      /* another writer has the volume */
+    DAEMON_EXIT_HANDED_OVER = 5, /* the device goes on; a successor resumes */
 };
 
 struct daemon_spec {
@@ -33,16 +44,22 @@ struct daemon_spec {
     uint64_t publish_epoch;
     uint64_t cache_bytes;   /* 0: its default */
     uint64_t journal_bytes; /* 0: its default */
+    const char *state_dir;  /* "" or NULL: its default */
     bool read_only;
-    int device_fd; /* borrowed for the call */
+    bool resume;
+    const char *device_flag; /* how it gets device_fd; NULL: upload only */
+    int device_fd;           /* borrowed for the call */
 };
 
 struct daemon {
     struct env *env;
     int64_t pid;
-    uint64_t pid_start;  /* see attach_state */
-    uint64_t size_bytes; /* once ready */
+    uint64_t pid_start; /* see attach_state */
+    bool opened;        /* the volume is its own */
     bool ready;
+    uint64_t size_bytes; /* once ready, like what follows */
+    uint16_t nbd_flags;
+    bool journal_memory; /* its journal dies with it */
     bool exited;
     bool ours;             /* a child of this process */
     int exit_code;         /* exited, ours: its exit code; 128 + signal when a signal ended it */
@@ -68,6 +85,8 @@ void daemon_free(struct daemon *d);
 
 /* 0: it serves. -ERR_BUSY: not yet. Else what it said before it ended, or how it ended. */
 int daemon_is_ready(const struct daemon *d, struct err *e);
+/* It said, or its exit code says, that another writer has the volume. */
+bool daemon_is_fenced(const struct daemon *d);
 /* fiber. 0: it has ended; -ERR_TIMEOUT, -ERR_CANCELLED. */
 int daemon_wait_exit(struct daemon *d, uint64_t limit_us);
 void daemon_signal(struct daemon *d, int signum); /* of one that has ended: nothing */

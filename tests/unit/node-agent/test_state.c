@@ -49,6 +49,10 @@ static struct attach_state example(void) {
                                  .pid = 4711,
                                  .pid_start = UINT64_C(123456789012),
                                  .served = true,
+                                 .opened = true,
+                                 .nbd_flags = 0xfff5,
+                                 .size_bytes = UINT64_C(1) << 60,
+                                 .restarts = 3,
                                  .boot_id = "b"};
 }
 
@@ -62,9 +66,28 @@ static void test_there_and_back(void **state) {
     assert_string_equal(back.volume, s.volume);
     assert_int_equal(back.pid_start, s.pid_start);
     assert_true(back.read_only && back.own_credentials && back.served);
+    assert_true(back.opened && !back.journal_memory);
+    assert_int_equal(back.nbd_flags, 0xfff5);
+    assert_int_equal(back.size_bytes, UINT64_C(1) << 60);
+    assert_int_equal(back.restarts, 3);
     CLEANUP_BUF struct buf again = {0};
     attach_state_encode(&again, &back);
     assert_true(view_equal(buf_view(&text), buf_view(&again)));
+}
+
+/* What an agent wrote that did not resume: its daemon's journal dies with it. */
+static void test_old_file(void **state) {
+    (void)state;
+    static const char old[] =
+        "{\"version\":1,\"boot_id\":\"b\",\"volume\":\"" VOLUME "\",\"backend\":\"fuse\","
+        "\"publish_epoch\":3,\"read_only\":false,\"own_credentials\":false,\"cache_bytes\":0,"
+        "\"journal_bytes\":0,\"pid\":4711,\"pid_start\":12,\"served\":true}";
+    struct attach_state back;
+    struct err e;
+    assert_int_equal(attach_state_decode(&back, view_of_str(old), &e), 0);
+    assert_true(back.served && back.journal_memory && !back.opened);
+    assert_int_equal(back.publish_epoch, 3);
+    assert_int_equal(back.restarts, 0);
 }
 
 static void replace(struct buf *text, const char *from, const char *to) {
@@ -93,6 +116,9 @@ static void test_refused(void **state) {
         {"\"served\"", "\"serve\""},
         {"{", "["},
         {"\"boot_id\": \"b\"", "\"boot_id\": null"},
+        {"65525", "65536"},
+        {"\"restarts\": 3", "\"restarts\": -3"},
+        {"\"opened\": true", "\"opened\": 1"},
     };
     for (size_t i = 0; i < ARRAY_LEN(changes); i++) {
         struct attach_state s = example(), back;
@@ -207,6 +233,7 @@ static void test_pool(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_old_file),
         cmocka_unit_test(test_refused),
         cmocka_unit_test_setup_teardown(test_save_and_list, setup, teardown),
         cmocka_unit_test_setup_teardown(test_other_boots_and_leftovers, setup, teardown),
