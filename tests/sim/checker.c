@@ -246,16 +246,18 @@ static void describe_difference(const struct checker *c, const uint32_t *expecte
 }
 
 static void fail_cut(struct checker *c, const struct reign *r, const uint32_t *found,
-                     const struct cut_search *s, size_t low, size_t high, const char *what) {
+                     const struct cut_search *s, size_t low, size_t high, const char *what,
+                     bool whole) {
     CLEANUP_FREE uint32_t *now = copy_places(c, NULL);
     state_after(r, s->best, now);
     char text[900];
     describe_difference(c, now, found, text, sizeof text);
     checker_fail(
         c,
-        "%s is no cut of %s/%s in [%zu flushed, %zu submitted]: nearest is after %zu records, "
+        "%s%s is no cut of %s/%s in [%zu %s, %zu submitted]: nearest is after %zu records, "
         "%zu sectors differ:%s",
-        what, r->volume->name, r->name, low, high, s->best, s->best_count, text);
+        whole ? "P3: " : "", what, r->volume->name, r->name, low,
+        whole ? "acknowledged" : "flushed", high, s->best, s->best_count, text);
 }
 
 /* --- volumes and reigns --- */
@@ -313,8 +315,36 @@ static bool check_origin(struct model_volume *v, const uint32_t *found, const ch
     return false;
 }
 
+/* Could its base be lost still? */
+static bool base_is_volatile(const struct reign *r) {
+    return r->parent && r->replayed && !r->settled_base;
+}
+
+/* Of which reign is this a cut: of the newest one, or, where that has only replayed, of an earlier?
+ */
+static struct cut_search find_parent(struct reign **parent, const uint32_t *found, bool whole,
+                                     const char *what) {
+    struct reign *first = *parent;
+    struct checker *c = first->volume->checker;
+    size_t low = whole ? MAX(first->flushed, first->acked_end) : first->flushed;
+    struct cut_search s = find_cut(first, found, low, first->count), newest = s;
+    for (struct reign *r = first; !s.found && !whole && base_is_volatile(r); r = r->parent) {
+        s = find_cut(r->parent, found, r->parent->flushed, MAX(r->cut, r->parent->flushed));
+        *parent = r->parent;
+    }
+    if (!s.found) {
+        fail_cut(c, first, found, &newest, low, first->count, what, whole);
+        return s;
+    }
+    for (struct reign *r = first; r != *parent; r = r->parent)
+        r->base_lost = true;
+    c->records_lost += (*parent)->count - s.cut;
+    return s;
+}
+
 struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoch,
-                         const uint32_t *found, uint64_t size_min, uint64_t size_bytes) {
+                         const uint32_t *found, const struct reign *whole, bool replayed,
+                         uint64_t size_min, uint64_t size_bytes) {
     struct checker *c = v->checker;
     c->cuts_checked++;
     char what[64];
@@ -325,18 +355,19 @@ struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoc
             what, size_bytes, size_min, v->size_wanted);
     struct reign *parent = reign_below(v, epoch);
     struct cut_search s = {0};
+    if (whole && whole != parent)
+        checker_fail(c, "%s has the journal of %s, but %s came after it", what, whole->name,
+                     parent ? parent->name : "nobody");
     if (parent) {
-        s = find_cut(parent, found, parent->flushed, parent->count);
-        if (!s.found)
-            fail_cut(c, parent, found, &s, parent->flushed, parent->count, what);
-        c->records_lost += parent->count - s.cut;
+        s = find_parent(&parent, found, whole != NULL, what);
     } else {
         check_origin(v, found, what);
     }
     if (checker_failed(c))
         return NULL;
     struct reign *r = NEW(struct reign);
-    *r = (struct reign){.volume = v, .epoch = epoch, .parent = parent, .cut = s.cut};
+    *r = (struct reign){
+        .volume = v, .epoch = epoch, .parent = parent, .cut = s.cut, .replayed = replayed};
     snprintf(r->name, sizeof r->name, "%s", name);
     r->base = copy_places(c, found);
     r->state = copy_places(c, found);
@@ -363,18 +394,26 @@ size_t model_submit(struct reign *r, uint64_t sector, uint64_t count, uint32_t s
 
 static void check_flush(struct reign *r, size_t flushed) {
     struct checker *c = r->volume->checker;
-    struct reign *next = reign_above(r->volume, r->epoch);
+    if (r->base_lost)
+        checker_fail(c, "P4: %s/%s acknowledged a flush, but what it had replayed is lost",
+                     r->volume->name, r->name);
     if (flushed <= r->flushed)
         return;
     if (r->volume->deleted && flushed > r->deleted_at)
         checker_fail(c, "%s/%s acknowledged a flush of what came after the volume was deleted",
                      r->volume->name, r->name);
-    if (next && (next->parent != r || next->cut < flushed))
-        checker_fail(
-            c,
-            "P4: %s/%s acknowledged a flush of %zu records, but %s, which opened after it, "
-            "has only %zu of them",
-            r->volume->name, r->name, flushed, next->name, next->parent == r ? next->cut : 0);
+    struct reign *next = reign_above(r->volume, r->epoch);
+    list_for_each (&r->volume->reigns, node) {
+        struct reign *o = list_entry(node, struct reign, node);
+        if (o->parent != r && o != next)
+            continue;
+        size_t has = o->parent == r ? o->cut : 0;
+        if (has < flushed)
+            checker_fail(c,
+                         "P4: %s/%s acknowledged a flush of %zu records, but %s, which opened "
+                         "after it, has only %zu of them",
+                         r->volume->name, r->name, flushed, o->name, has);
+    }
 }
 
 void model_answer(struct reign *r, size_t position, size_t count, int rc, bool fua) {
@@ -410,6 +449,7 @@ size_t model_flush_begin(const struct reign *r) {
 
 void model_flush_acked(struct reign *r, size_t token) {
     check_flush(r, token);
+    r->settled_base = true;
     r->flushed = MAX(r->flushed, token);
 }
 
@@ -499,6 +539,8 @@ static struct reign *newest_reign(const struct model_volume *v) {
 struct image *model_image_begin(struct model_volume *v, const char *name) {
     struct image *i = NEW(struct image);
     *i = (struct image){.volume = v, .from = newest_reign(v), .size_min = v->size_acked};
+    while (i->from && base_is_volatile(i->from))
+        i->from = i->from->parent;
     i->flushed = i->from ? i->from->flushed : 0;
     snprintf(i->name, sizeof i->name, "%s", name);
     list_push_back(&v->checker->images, &i->node);
@@ -541,7 +583,7 @@ static bool explain(struct image *i, const uint32_t *found) {
     if (!i->from)
         return check_origin(i->volume, found, what);
     CHECK(nearest);
-    fail_cut(c, nearest->reign, found, &worst, nearest_low, nearest->count, what);
+    fail_cut(c, nearest->reign, found, &worst, nearest_low, nearest->count, what, false);
     return false;
 }
 

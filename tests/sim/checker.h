@@ -5,7 +5,9 @@
  * did between its open and its end is a reign. The content that the next writer finds must be the
  * state after the first k records of the reign before it, for one k that is not below what that
  * reign has acknowledged as flushed (P1, P2); and no reign may acknowledge a flush of more than its
- * successor found (P4). A snapshot or clone is an image: such a state at some k between what was
+ * successor found (P4). What a writer replayed from its journal is in its base, but as good as
+ * unflushed until it has acknowledged a flush: a successor without that journal may find a cut of
+ * an earlier reign. A snapshot or clone is an image: such a state at some k between what was
  * flushed before the call and what was submitted at its end (P5).
  *
  * The address space of the model is a few spans of sectors ("places"); everything else is never
@@ -90,6 +92,9 @@ struct reign {
     uint32_t *position;   /* ... and the position + 1 of the record that wrote it; 0: base */
     struct reign *parent; /* NULL: the volume's origin */
     size_t cut;           /* of the parent: the largest k that explains base */
+    bool replayed;        /* base has what was only in a journal */
+    bool settled_base;    /* ... and a flush was acknowledged since */
+    bool base_lost;       /* ... and a successor did not find it */
 };
 
 struct model_volume {
@@ -107,10 +112,13 @@ struct model_volume *model_volume_new(struct checker *c, const char *name, struc
                                       uint64_t size_bytes);
 
 /* A writer has opened the volume and read all of it: `found` has a value for each place (borrowed).
+ * whole: it replayed this reign's journal, so everything that was acknowledged must be there (P3);
+ * or NULL. replayed: some of it was in its journal.
  * size_min: what size_acked was before it began: an open that returns late, already overtaken, need
  * not know of later growth. NULL after a finding. */
 struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoch,
-                         const uint32_t *found, uint64_t size_min, uint64_t size_bytes);
+                         const uint32_t *found, const struct reign *whole, bool replayed,
+                         uint64_t size_min, uint64_t size_bytes);
 
 /* Right before the submit. stamp 0: trim or zeroes. Data must lie inside the spans. Returns the
  * position of its first record; *ret_count records follow each other. */

@@ -31,6 +31,8 @@ static void drop_volume(struct daemon *d) {
     t->cache_hits += st.cache_hits;
     t->cache_misses += st.cache_misses;
     t->flushes += st.flushes;
+    if (st.health == VOLUME_HEALTH_FENCED && d->journal && !d->dead)
+        d->journal->owned = false; /* the agent is told, and takes the device down */
     volume_free(d->volume, on_freed, d);
     while (d->volume || d->clients > 0)
         waitq_wait_always(&d->proc.env, &d->changed);
@@ -46,6 +48,8 @@ static void judge_open(struct daemon *d, int rc, const struct err *e) {
     bool fenced = rc == -ERR_FENCED || rc == -ERR_STALE || rc == -ERR_BUSY;
     s->totals.opens_fenced += fenced;
     sim_trace(&s->world, d->proc.name, "open failed: %s", e->text);
+    if (!d->dead)
+        journals_open_failed(d, rc);
     if (rc == -ERR_CANCELLED && d->dead)
         return;
     if (fenced && daemon_is_writer(d))
@@ -69,6 +73,10 @@ static bool open_volume(struct daemon *d) {
         rc = volume_open_pin(&config, &d->snap->pin, &d->volume, &e);
     } else {
         config.key = d->vol->key;
+        config.journal = d->journal ? &d->journal->ram.memory : NULL;
+        config.resume = d->resume;
+        config.on_owned = journals_owned;
+        config.arg = d;
         rc = volume_open(&config, &d->volume, &e);
     }
     if (rc < 0)
@@ -99,10 +107,17 @@ static bool read_volume(struct daemon *d) {
     }
     s->totals.opens++;
     d->vol->kills_in_open = 0;
-    d->reign = model_open(d->vol->model, d->proc.name, st.epoch, found, d->size_min, st.size_bytes);
-    if (d->reign)
-        scenarios_opened(s, d);
-    return d->reign != NULL;
+    s->totals.replays += st.replayed_writes > 0;
+    s->totals.writes_replayed += st.replayed_writes;
+    struct reign *whole = journals_expected_reign(d);
+    s->totals.nothing_lost_checked += whole != NULL;
+    d->reign = model_open(d->vol->model, d->proc.name, st.epoch, found, whole,
+                          st.replayed_writes > 0, d->size_min, st.size_bytes);
+    if (!d->reign)
+        return false;
+    scenarios_opened(s, d);
+    journals_opened(d);
+    return !checker_failed(&s->checker);
 }
 
 static void serve(struct daemon *d) {
@@ -131,6 +146,8 @@ static void close_volume(struct daemon *d) {
     if (rc == 0 && d->reign)
         model_flush_acked(d->reign, token);
     s->totals.closes += rc == 0;
+    if (rc == 0)
+        journals_closed(d);
     if (rc < 0 && rc != -ERR_FENCED && rc != -ERR_CANCELLED && !may_not_exist(d))
         sim_fail(s, "close by %s ended with %s: %s", d->proc.name, err_code_name(rc), e.text);
 }
@@ -161,6 +178,8 @@ static void on_kill(struct sim_proc *p) {
     d->dead = true;
     d->stop = true;
     sim_store_cut(d->below);
+    if (d->journal)
+        ram_journal_freeze(&d->journal->ram);
     waitq_wake_all(&d->changed);
 }
 
@@ -170,7 +189,7 @@ static bool is_gone(struct sim_proc *p) {
 }
 
 static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *snap,
-                            uint64_t publish_epoch) {
+                            struct sim_journal *journal, uint64_t publish_epoch) {
     struct daemon *d = NEW(struct daemon);
     d->sim = s;
     d->vol = vol;
@@ -178,7 +197,13 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     d->publish_epoch = (uint32_t)publish_epoch;
     d->size_min = vol->model ? vol->model->size_acked : 0;
     char name[SIM_NAME_MAX];
-    name_format(name, sizeof name, snap ? "r" : "d", s->next_number++);
+    unsigned number = s->next_number++;
+    name_format(name, sizeof name, snap ? "r" : "d", number);
+    if (!snap && journal)
+        journals_resume(d, journal);
+    else if (!snap)
+        journals_pick(d);
+    journals_register(d, number);
     sim_proc_init(&d->proc, &s->world, name);
     d->proc.owner = d;
     d->proc.on_kill = on_kill;
@@ -190,21 +215,32 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     list_push_back(&s->daemons, &d->node);
     if (snap)
         snap->users++;
-    sim_trace(&s->world, name, "starts on %s, publish epoch %" PRIu64,
-              snap ? snap->name : vol->name, publish_epoch);
+    sim_trace(&s->world, name, "starts on %s, publish epoch %" PRIu64 ", journal %zd%s",
+              snap ? snap->name : vol->name, publish_epoch,
+              d->journal ? d->journal - vol->journals : -1, d->resume ? ", resumes" : "");
     fiber_start(&d->proc.env, daemon_main, d);
     return d;
 }
 
 struct daemon *daemon_start(struct sim *s, struct sim_volume *vol, uint64_t publish_epoch) {
-    struct daemon *d = start(s, vol, NULL, publish_epoch);
+    struct daemon *d = start(s, vol, NULL, NULL, publish_epoch);
     vol->opens_begun++;
     scenarios_opening(s, d);
     return d;
 }
 
+bool daemon_respawn(struct sim *s, struct sim_journal *j) {
+    if (!j->vol || j->user || j->vol->state != LIVE)
+        return false;
+    struct daemon *d = start(s, j->vol, NULL, j, j->publish_epoch);
+    j->vol->opens_begun++;
+    s->totals.respawns++;
+    scenarios_opening(s, d);
+    return true;
+}
+
 struct daemon *daemon_start_read_only(struct sim *s, struct snap *snap) {
-    return start(s, snap->source, snap, 0);
+    return start(s, snap->source, snap, NULL, 0);
 }
 
 void daemon_stop(struct daemon *d, bool close) {
@@ -216,6 +252,7 @@ void daemon_stop(struct daemon *d, bool close) {
 static void daemon_release(struct daemon *d) {
     if (d->snap)
         d->snap->users--;
+    journals_let_go(d);
     objstore_close(d->store);
     sim_proc_release(&d->proc);
     list_remove(&d->node);

@@ -135,9 +135,19 @@ static void submit(struct sim *s, struct task t) {
 
 /* --- actions --- */
 
+/* Where volumes are loyal, most of what would bring another writer does not happen. */
+static bool stays_home(struct sim *s) {
+    return s->loyal && sim_chance(world(s), 930);
+}
+
 static void start_writer(struct sim *s, struct sim_volume *vol) {
     if (count_daemons(s, vol, true) >= WRITERS_MAX)
         return;
+    if (vol->publish_epoch > 0 && stays_home(s)) {
+        if (!vol->journals[0].user)
+            daemon_start(s, vol, vol->publish_epoch);
+        return;
+    }
     if (vol->publish_epoch > 0 && sim_chance(world(s), 550)) {
         /* Restarted, or beside the one that lives: with the epoch of the last publish, or an old
          * one. */
@@ -167,10 +177,42 @@ static void act_rush(struct sim *s) {
         start_writer(s, vol);
 }
 
+/* The agent is told to forget it by some, else it starts the next one at once. */
 static void act_kill(struct sim *s) {
     struct daemon *d = pick_daemon(s, NULL);
-    if (d)
-        daemon_kill(d);
+    if (!d)
+        return;
+    struct sim_journal *j = d->journal;
+    daemon_kill(d);
+    if (!j)
+        return;
+    if (sim_chance(world(s), s->loyal ? 950 : 600))
+        daemon_respawn(s, j);
+    else if (sim_chance(world(s), 500))
+        j->owned = false;
+}
+
+/* Whatever it does, it dies, most often while it opens. */
+static void act_crash_loop(struct sim *s) {
+    struct daemon *d = pick_daemon(s, NULL);
+    struct sim_journal *j = d ? d->journal : NULL;
+    if (!j)
+        return;
+    uint64_t us_max = sim_skewed(world(s), 1000, 400000);
+    for (uint64_t n = sim_between(world(s), 2, 5); n > 0; n--) {
+        if (j->user)
+            daemon_kill(j->user);
+        if (!daemon_respawn(s, j) || !pause_for(s, sim_between(world(s), 0, us_max)))
+            return;
+        daemons_reap(s);
+    }
+}
+
+/* The node's tmpfs is full for a while. */
+static void act_starve(struct sim *s) {
+    struct daemon *d = pick_daemon(s, NULL);
+    if (d && d->journal)
+        d->journal->ram.refuse_next = (unsigned)sim_skewed(world(s), 1, 40);
 }
 
 static void act_kill_controller(struct sim *s) {
@@ -258,7 +300,7 @@ static void act_stop(struct sim *s) {
 
 static void act_unpublish(struct sim *s) {
     struct sim_volume *vol = pick_volume(s);
-    if (vol && vol->publish_epoch > 0 && vol->busy == 0)
+    if (vol && vol->publish_epoch > 0 && vol->busy == 0 && !stays_home(s))
         submit(s, (struct task){.kind = TASK_UNPUBLISH, .vol = vol, .node = NODES});
 }
 
@@ -322,7 +364,7 @@ static void act_create(struct sim *s) {
 
 static void act_delete(struct sim *s) {
     struct sim_volume *vol = pick_volume(s);
-    if (vol && count_volumes(s) >= 2 && sim_chance(world(s), 500))
+    if (vol && count_volumes(s) >= 2 && sim_chance(world(s), 500) && !stays_home(s))
         submit(s,
                (struct task){.kind = TASK_DELETE, .vol = vol, .steal = sim_chance(world(s), 600)});
 }
@@ -390,6 +432,8 @@ static void act(struct sim *s) {
         {150, act_start},
         {60, act_rush},
         {110, act_kill},
+        {25, act_crash_loop},
+        {20, act_starve},
         {40, act_kill_controller},
         {90, act_sleep},
         {40, act_sleep_controller},
@@ -576,8 +620,15 @@ static void read_everything(struct sim *s, struct controller *c) {
     }
 }
 
+static void give_memory(struct sim *s) {
+    list_for_each (&s->volumes, node)
+        for (size_t i = 0; i < NODES; i++)
+            list_entry(node, struct sim_volume, node)->journals[i].ram.refuse_next = 0;
+}
+
 void director_settle(struct sim *s) {
     s->stopping = true;
+    give_memory(s);
     stop_daemons(s, 300);
     struct sim_faults none = {.latency_us_max = 5000, .late_us_max = 1000000};
     sim_bucket_set_faults(s->bucket, &none);

@@ -48,6 +48,10 @@ static void draw_limits(struct sim *s) {
         .checkpoint_extents = (uint32_t)sim_skewed(w, 16, 4000),
         .runs_max = (uint32_t)sim_between(w, 1, 8),
     };
+    s->memory_mode_rate = sim_chance(w, 200) ? 1000 : (unsigned)sim_skewed(w, 20, 500);
+    s->loyal = sim_chance(w, 500);
+    if (s->loyal)
+        s->memory_mode_rate = 10;
     s->client_count = (unsigned)sim_between(w, 1, 10);
     s->think_us = sim_skewed(w, 100, 30000);
     s->write_weight = (unsigned)sim_between(w, 200, 700);
@@ -121,8 +125,12 @@ static void sim_release(struct sim *s) {
     while (!list_empty(&s->controllers))
         controller_kill(list_entry(s->controllers.next, struct controller, node));
     struct list_node *node;
-    while ((node = list_pop_front(&s->volumes)) != NULL)
-        free(list_entry(node, struct sim_volume, node));
+    while ((node = list_pop_front(&s->volumes)) != NULL) {
+        struct sim_volume *v = list_entry(node, struct sim_volume, node);
+        journals_release(v);
+        free(v);
+    }
+    free(s->journal_of);
     while ((node = list_pop_front(&s->snaps)) != NULL)
         free(list_entry(node, struct snap, node));
     sim_bucket_free(s->bucket);

@@ -18,6 +18,8 @@ const char *const scenario_names[SCENARIO_COUNT] = {
     [S5_KILL_IN_OPEN] = "S5 killed while it opened",
     [S5_KILL_IN_OPEN_TWICE] = "S5 ... twice in a row",
     [S5_LATE_MANIFEST] = "S5 manifest put by the dead",
+    [S5_KILL_IN_REPLAY] = "S5 killed between the fence and the end of replay",
+    [S5_OTHER_NODE_BETWEEN] = "S5 journal set aside, another came",
     [S6_PAUSE_IN_DELETE] = "S6 asleep within a deletion's rounds",
     [S7_KILL_IN_SNAPSHOT] = "S7 maker killed",
     [S7_PAUSE_IN_SNAPSHOT] = "S7 maker asleep",
@@ -87,6 +89,20 @@ static void at_map_or_manifest_put(struct sim *s, const struct sim_effect *x, bo
     }
 }
 
+static void note_newest(struct sim *s, const struct sim_effect *x) {
+    list_for_each (&s->volumes, node) {
+        struct sim_volume *v = list_entry(node, struct sim_volume, node);
+        uint64_t number;
+        char folder[KEY_MAX];
+        snprintf(folder, sizeof folder, "volumes/%s/", v->key.text);
+        if (!v->key.text[0] || !strstr(x->key, folder) || key_parse_numbered(x->key, &number) < 0 ||
+            number <= v->manifest_newest)
+            continue;
+        v->manifest_newest = number;
+        journals_manifest_stored(s, v, x->client);
+    }
+}
+
 static void on_effect(void *arg, const struct sim_effect *x) {
     struct sim *s = arg;
     if (x->verb != OBJ_PUT)
@@ -97,6 +113,8 @@ static void on_effect(void *arg, const struct sim_effect *x) {
         at_map_or_manifest_put(s, x, true);
     } else if (strstr(x->key, "/manifest/")) {
         at_map_or_manifest_put(s, x, false);
+        if (x->stored)
+            note_newest(s, x);
         if (x->stored && x->late)
             scenarios_note(s, S5_LATE_MANIFEST);
         if (x->stored && x->was_deleted)
@@ -148,6 +166,8 @@ void scenarios_at_kill(struct sim *s, struct sim_proc *p) {
     struct daemon *d = daemon_of(s, p);
     if (d && daemon_is_writer(d) && d->state == DAEMON_OPENING)
         scenarios_note(s, S5_KILL_IN_OPEN);
+    if (d && d->state == DAEMON_OPENING && d->journal && d->named && d->journal->owned)
+        scenarios_note(s, S5_KILL_IN_REPLAY);
     if (d && d->checkpointing)
         scenarios_note(s, S10_KILL_IN_CHECKPOINT);
     struct controller *c = controller_of(s, p);

@@ -221,6 +221,13 @@ static void show_totals(const struct sim_totals *t, uint64_t runs) {
     SHOW(sleeps);
     SHOW(closes);
     SHOW(fenced);
+    SHOW(respawns);
+    SHOW(resumes_fenced);
+    SHOW(nothing_lost_checked);
+    SHOW(replays);
+    SHOW(writes_replayed);
+    SHOW(journals_set_aside);
+    SHOW(reserves_refused);
     SHOW(snapshots);
     SHOW(clones);
     SHOW(deletes);

@@ -3,6 +3,7 @@
  *   run.c         a run from seed to verdict: limits, turns, settling
  *   director.c    what happens to whom, and when
  *   daemon.c      a process that has a volume (or a snapshot) open
+ *   journals.c    the journals on the nodes, and what must be found in them
  *   client.c      block requests to a daemon, checked against the model
  *   controller.c  a process that works with the catalog, and its tasks
  *   scenarios.c   counts how often the scenarios of docs/protocol.md were met
@@ -15,6 +16,7 @@
 #include "tests/sim/checker.h"
 #include "tests/sim/sim_env.h"
 #include "tests/sim/sim_store.h"
+#include "tests/support/ram_journal.h"
 
 enum { NODES = 3, CONTROLLERS = 2, EPOCHS_MAX = 256, SIM_FINDING_MAX = FINDING_MAX + 64 };
 #define SIM_POOL "sim"
@@ -41,6 +43,8 @@ enum scenario {
     S5_KILL_IN_OPEN,
     S5_KILL_IN_OPEN_TWICE,
     S5_LATE_MANIFEST,
+    S5_KILL_IN_REPLAY,
+    S5_OTHER_NODE_BETWEEN,
     S6_PAUSE_IN_DELETE,
     S7_KILL_IN_SNAPSHOT,
     S7_PAUSE_IN_SNAPSHOT,
@@ -63,6 +67,8 @@ struct sim_totals {
     uint64_t scenarios[SCENARIO_COUNT];
     uint64_t operations, reads_checked, cuts_checked, records_lost;
     uint64_t opens, opens_fenced, crashes, sleeps, closes, fenced;
+    uint64_t respawns, resumes_fenced, nothing_lost_checked, replays, writes_replayed;
+    uint64_t journals_set_aside, reserves_refused;
     uint64_t snapshots, clones, deletes, read_only_opens, grows;
     uint64_t checkpoints, merges, cache_hits, cache_misses, flushes;
     uint64_t writes_waited, window_full, blackouts, lists;
@@ -103,8 +109,24 @@ struct snap {
     unsigned users;  /* tasks and daemons that hold this struct's content */
 };
 
+/* The journal of a volume on one node: a file on its tmpfs, and what its agent knows. It outlives
+ * the daemons that use it, one at a time (they lock it). */
+struct sim_journal {
+    struct ram_journal ram; /* memory.base NULL: nobody has used it yet */
+    struct sim_volume *vol;
+    struct daemon *user;    /* NULL: nobody has it open */
+    uint64_t publish_epoch; /* of the attachment on this node */
+    bool owned;             /* a daemon of that attachment has owned the volume: the next resumes */
+    bool foreign;           /* the newest manifest is another's (or there is none of ours yet) */
+    struct reign *reign;    /* the last that was served from here; NULL: or all of it is uploaded */
+    bool reign_broken;      /* another's manifest was the newest at some time since */
+    bool broken;            /* ... since the last daemon's own first manifest */
+};
+
 struct sim_volume {
     struct list_node node; /* on sim->volumes */
+    struct sim_journal journals[NODES];
+    uint64_t manifest_newest; /* number */
     char name[32];
     enum existence state;
     char id[ID_MAX];
@@ -152,10 +174,14 @@ struct sim {
     unsigned client_count;
     unsigned write_weight, trim_weight, flush_weight;
     uint64_t think_us;
-    unsigned next_number; /* for names */
-    bool stopping;        /* no new operations */
-    bool quiet;           /* clients wait */
-    bool time_wanted;     /* somebody sleeps for long: let the time pass */
+    unsigned next_number;            /* for names */
+    struct sim_journal **journal_of; /* owned; by the number in a daemon's name; NULL: in memory */
+    size_t journal_of_count;
+    bool loyal; /* volumes mostly stay on their node: its daemons die, and others rarely come */
+    unsigned memory_mode_rate; /* per mille of daemons whose journal dies with them */
+    bool stopping;             /* no new operations */
+    bool quiet;                /* clients wait */
+    bool time_wanted;          /* somebody sleeps for long: let the time pass */
     bool done;
 };
 
@@ -178,6 +204,11 @@ struct daemon {
     enum daemon_state state;
     struct volume *volume; /* while open */
     struct reign *reign;
+    struct sim_journal *journal; /* NULL: in memory */
+    bool resume;
+    bool named;     /* a manifest of ours was the newest */
+    bool overtaken; /* ... and the one before it was another's */
+    bool unbroken;  /* ... and nobody else came since the journal's reign began */
     size_t clients; /* fibers of client.c */
     size_t calls;   /* fibers inside volume_... */
     struct waitq changed;
@@ -188,7 +219,11 @@ struct daemon {
     bool checkpointing; /* scenarios: put a part of a run, but no manifest since */
 };
 
+/* On some node. */
 struct daemon *daemon_start(struct sim *s, struct sim_volume *vol, uint64_t publish_epoch);
+/* What the agent does when a daemon died: the same attachment goes on. False: there is nothing that
+ * could go on. */
+bool daemon_respawn(struct sim *s, struct sim_journal *j);
 struct daemon *daemon_start_read_only(struct sim *s, struct snap *snap);
 void daemon_stop(struct daemon *d, bool close);
 /* As a power cut. Frees it. */
@@ -198,6 +233,24 @@ void daemons_reap(struct sim *s);
 static inline bool daemon_is_writer(const struct daemon *d) {
     return d->snap == NULL;
 }
+
+/* --- journals.c --- */
+
+/* A new daemon's journal: of some node, or of this attachment. */
+void journals_pick(struct daemon *d);
+void journals_resume(struct daemon *d, struct sim_journal *j);
+void journals_register(struct daemon *d, unsigned number);
+/* What a daemon went through. */
+void journals_owned(void *daemon); /* volume_config.on_owned */
+void journals_opened(struct daemon *d);
+void journals_open_failed(struct daemon *d, int rc);
+void journals_closed(struct daemon *d); /* clean */
+void journals_let_go(struct daemon *d); /* nothing of it is left */
+/* The reign of which this daemon must have found everything that was acknowledged, or NULL. */
+struct reign *journals_expected_reign(struct daemon *d);
+/* The bucket has a new newest manifest of a volume; client: who put it. */
+void journals_manifest_stored(struct sim *s, struct sim_volume *vol, const char *client);
+void journals_release(struct sim_volume *vol);
 
 /* --- client.c --- */
 

@@ -21,7 +21,7 @@ static void setup(struct bench *b) {
     checker_init(&b->c);
     checker_add_span(&b->c, 0, PLACES);
     b->v = model_volume_new(&b->c, "v", NULL, SIZE);
-    b->r = model_open(b->v, "a", 1, b->now, SIZE, SIZE);
+    b->r = model_open(b->v, "a", 1, b->now, NULL, false, SIZE, SIZE);
     assert_non_null(b->r);
 }
 
@@ -78,7 +78,7 @@ static void test_a_prefix_is_accepted(void **state) {
             set(&b, 4, 8, 2);
         if (cut > 2)
             set(&b, 20, 4, 3);
-        struct reign *next = model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE);
+        struct reign *next = model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE);
         assert_non_null(next);
         assert_int_equal(next->cut, cut);
         expect(&b, false);
@@ -91,7 +91,7 @@ static void test_a_lost_flush_is_found(void **state) {
     setup(&b);
     put(&b, 0, 8, 1);
     flush(&b);
-    assert_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     expect(&b, true);
 }
 
@@ -102,7 +102,7 @@ static void test_a_mix_is_found(void **state) {
     put(&b, 0, 8, 1);
     put(&b, 20, 4, 2);
     set(&b, 20, 4, 2); /* the second without the first */
-    assert_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     expect(&b, true);
 }
 
@@ -112,7 +112,7 @@ static void test_half_a_record_is_found(void **state) {
     setup(&b);
     put(&b, 0, 8, 1);
     set(&b, 0, 4, 1);
-    assert_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     expect(&b, true);
 }
 
@@ -124,7 +124,7 @@ static void test_a_trim_that_takes_a_neighbour_is_found(void **state) {
     put(&b, 4, 2, 0);
     set(&b, 0, 16, 1);
     set(&b, 0, 8, 0);
-    assert_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     expect(&b, true);
 }
 
@@ -133,12 +133,12 @@ static void test_an_old_writers_flush_is_found(void **state) {
     struct bench b;
     setup(&b);
     put(&b, 0, 8, 1);
-    assert_non_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_non_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     expect(&b, false);
 
     setup(&b);
     put(&b, 0, 8, 1);
-    assert_non_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_non_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     flush(&b);
     expect(&b, true);
 }
@@ -205,12 +205,58 @@ static void test_images(void **state) {
     expect(&b, true);
 }
 
+static void test_a_lost_acknowledgement_is_found(void **state) {
+    (void)state;
+    for (unsigned k = 0; k <= 3; k++) {
+        struct bench b;
+        setup(&b);
+        put(&b, 0, 8, 1);
+        put(&b, 8, 8, 2);
+        put(&b, 16, 8, 3);
+        for (unsigned s = 0; s < k; s++)
+            set(&b, s * 8, 8, s + 1);
+        model_open(b.v, "b", 2, b.now, b.r, true, b.v->size_acked, SIZE);
+        expect(&b, k < 3);
+    }
+}
+
+/* a: 1, 2; b replays both and writes 3; c has no journal. */
+static void test_what_was_replayed_may_be_lost_until_a_flush(void **state) {
+    (void)state;
+    for (unsigned k = 0; k <= 3; k++) {
+        for (int flushed = 0; flushed <= 1; flushed++) {
+            struct bench b;
+            setup(&b);
+            put(&b, 0, 8, 1);
+            put(&b, 8, 8, 2);
+            set(&b, 0, 8, 1);
+            set(&b, 8, 8, 2);
+            b.r = model_open(b.v, "b", 2, b.now, b.r, true, b.v->size_acked, SIZE);
+            assert_non_null(b.r);
+            if (flushed)
+                flush(&b);
+            put(&b, 16, 8, 3);
+            set(&b, 0, 24, 0);
+            for (unsigned s = 0; s < k; s++)
+                set(&b, s * 8, 8, s + 1);
+            model_open(b.v, "c", 3, b.now, NULL, false, b.v->size_acked, SIZE);
+            if (!flushed && k < 2) {
+                assert_false(checker_failed(&b.c));
+                flush(&b); /* of b, which has lost it */
+                expect(&b, true);
+            } else {
+                expect(&b, k < 2);
+            }
+        }
+    }
+}
+
 static void test_sizes(void **state) {
     (void)state;
     struct bench b;
     setup(&b);
     b.v->size_wanted = b.v->size_acked = SIZE + 4096;
-    assert_null(model_open(b.v, "b", 2, b.now, b.v->size_acked, SIZE));
+    assert_null(model_open(b.v, "b", 2, b.now, NULL, false, b.v->size_acked, SIZE));
     expect(&b, true);
 }
 
@@ -223,6 +269,8 @@ int main(void) {
         cmocka_unit_test(test_half_a_record_is_found),
         cmocka_unit_test(test_a_trim_that_takes_a_neighbour_is_found),
         cmocka_unit_test(test_an_old_writers_flush_is_found),
+        cmocka_unit_test(test_a_lost_acknowledgement_is_found),
+        cmocka_unit_test(test_what_was_replayed_may_be_lost_until_a_flush),
         cmocka_unit_test(test_reads),
         cmocka_unit_test(test_images),
         cmocka_unit_test(test_sizes),

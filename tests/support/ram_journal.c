@@ -27,6 +27,7 @@ static bool reserve(struct journal_memory *m, uint64_t off, uint64_t len) {
         there &= r->readable[p];
     if (!there && (r->full || r->refuse_next > 0)) {
         r->refuse_next -= r->refuse_next > 0;
+        r->refusals++;
         return false;
     }
     uint64_t first = off / PAGE * PAGE;
@@ -50,11 +51,6 @@ static int set_aside(struct journal_memory *m, uint64_t writes, uint64_t bytes, 
     r->set_asides++;
     r->writes_lost = writes;
     r->bytes_lost = bytes;
-    r->copy = r->copy ? r->copy : xmalloc(m->size);
-    memset(r->copy, 0, m->size);
-    for (uint64_t p = 0; p < m->size / PAGE; p++)
-        if (r->readable[p])
-            memcpy(r->copy + p * PAGE, m->base + p * PAGE, PAGE);
     return 0;
 }
 
@@ -71,7 +67,6 @@ void ram_journal_release(struct ram_journal *r) {
     if (r->memory.base)
         munmap(r->memory.base, r->memory.size);
     free(r->readable);
-    free(r->copy);
     *r = (struct ram_journal){0};
 }
 

@@ -9,9 +9,8 @@ struct ram_journal {
     bool *readable;       /* owned; a flag for each page that was reserved */
     bool full;            /* nothing is reserved any more */
     unsigned refuse_next; /* so many reserves are refused */
-    unsigned reserves, punches, set_asides;
+    unsigned reserves, refusals, punches, set_asides;
     uint64_t writes_lost, bytes_lost; /* of the last set_aside */
-    uint8_t *copy;                    /* owned; what it set aside, or NULL */
 };
 
 void ram_journal_init(struct ram_journal *r, uint64_t size);
