@@ -1,0 +1,224 @@
+"""`portalbd attach` as its parent and the kernel see it: the ready pipe, and an NBD client on a socketpair."""
+import array
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+
+from testlib import BUILD, WAIT_S, sh
+
+READ, WRITE, DISC, FLUSH, TRIM = 0, 1, 2, 3, 4
+ESHUTDOWN = 108
+REQUEST = struct.Struct(">IHHQQI")
+REPLY = struct.Struct(">IIQ")
+
+
+class Gone(Exception):
+    """The other end of the socket has closed it."""
+
+
+class Client:
+    """The kernel's client: simple replies, many requests in flight, one thread at a time in each of send and receive."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.sock.settimeout(WAIT_S)
+        self.cookie = 0
+
+    def send(self, command, off=0, length=0, data=b"", flags=0):
+        self.cookie += 1
+        self.sock.sendall(REQUEST.pack(0x25609513, flags, command, self.cookie, off, length) + data)
+        return self.cookie
+
+    def _exactly(self, n):
+        data = b""
+        while len(data) < n:
+            piece = self.sock.recv(n - len(data))
+            if not piece:
+                raise Gone
+            data += piece
+        return data
+
+    def reply(self):
+        magic, error, cookie = REPLY.unpack(self._exactly(REPLY.size))
+        assert magic == 0x67446698, hex(magic)
+        return cookie, error
+
+    def request(self, command, off=0, length=0, data=b""):
+        sent = self.send(command, off, length, data)
+        cookie, error = self.reply()
+        assert cookie == sent
+        return error, self._exactly(length) if command == READ and not error else b""
+
+    def write(self, off, data):
+        error, _ = self.request(WRITE, off, len(data), data)
+        assert error == 0, error
+
+    def read(self, off, length):
+        error, data = self.request(READ, off, length)
+        assert error == 0, error
+        return data
+
+    def flush(self):
+        error, _ = self.request(FLUSH)
+        assert error == 0, error
+
+
+class Attached:
+    """One daemon. sock: None gives it no device (upload only); `True` a new socketpair, whose other end is .client;
+    a socket: that one."""
+
+    def __init__(self, place, *more, sock=True, program="portalbd", env=None, journal=()):
+        self.place = place
+        self.client = None
+        fds = []
+        if sock is True:
+            ours, sock = socket.socketpair()
+            self.client = Client(ours)
+        r, w = os.pipe()
+        fds.append(w)
+        command = [program if "/" in program else os.path.join(BUILD, "bin", program), "attach", "--volume", place.id,
+                   *place.store, "--run-dir", place.run_dir, "--state-dir", place.state_dir,
+                   "--ready-fd", str(w), *journal, *more]
+        if sock is not None:
+            fds.append(sock.fileno())
+            command += ["--nbd-fd", str(sock.fileno())]
+        with open(place.log, "ab") as log:
+            self.process = subprocess.Popen(command, pass_fds=fds, stderr=log, env=env and dict(os.environ, **env))
+        os.close(w)
+        if self.client:
+            sock.close()
+        self.lines = os.fdopen(r)
+        place.daemons.append(self)
+
+    def line(self):
+        """The next line of the ready pipe; None: there is none any more."""
+        text = self.lines.readline()
+        return json.loads(text) if text else None
+
+    def ready(self):
+        line = self.line()
+        if line == {"opened": True}:
+            line = self.line()
+        assert line and line.get("ready"), line
+        return line
+
+    def control(self, verb, args=None):
+        """The result and the descriptor (or None); an error's code raises."""
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(WAIT_S)
+            folder = os.open(self.place.run_dir, os.O_RDONLY)
+            try:
+                s.connect(f"/proc/self/fd/{folder}/{self.place.id}.sock")
+            finally:
+                os.close(folder)
+            s.sendall((json.dumps({"v": 1, "id": 1, "verb": verb, "args": args or {}}) + "\n").encode())
+            data, fds = b"", []
+            while not data.endswith(b"\n"):
+                piece, ancillary, _, _ = s.recvmsg(65536, socket.CMSG_SPACE(4))
+                assert piece, "no answer"
+                data += piece
+                for level, kind, bytes_ in ancillary:
+                    if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                        fds += array.array("i", bytes_)
+        answer = json.loads(data)
+        if "error" in answer:
+            raise RuntimeError(answer["error"]["code"], answer["error"]["text"])
+        return answer["result"], (socket.socket(fileno=fds[0]) if fds else None)
+
+    def status(self):
+        return self.control("status")[0]
+
+    def kill(self):
+        self.process.kill()
+        self.wait()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self):
+        code = self.process.wait(WAIT_S)
+        self.lines.close()
+        return code
+
+
+class Place:
+    """A pool in a folder, a volume in it, and where its daemons live."""
+
+    def __init__(self, folder, size="64M"):
+        self.pool = os.path.join(folder, "pool")
+        self.run_dir = os.path.join(folder, "run")
+        self.state_dir = os.path.join(folder, "state")
+        self.log = os.path.join(folder, "daemon.log")
+        self.store = ["--store", f"file://{self.pool}"]
+        self.daemons = []
+        self.ctl("pool", "create")
+        self.ctl("volume", "create", "v", "--size", size)
+        self.id = json.loads(self.ctl("-o", "json", "volume", "show", "v"))["id"]
+        self.journal = os.path.join(self.run_dir, "journals", f"{self.id}.journal")
+        self.aside = os.path.join(self.state_dir, "set-aside", f"{self.id}.journal")
+
+    def ctl(self, *args):
+        return sh(os.path.join(BUILD, "bin", "portalctl"), *self.store, "--run-dir", self.run_dir, *args)
+
+    def is_closed(self):
+        return json.loads(self.ctl("-o", "json", "volume", "show", "v"))["closed"]
+
+    def store_goes_away(self):
+        os.rename(self.pool, self.pool + ".away")
+
+    def store_comes_back(self):
+        os.rename(self.pool + ".away", self.pool)
+
+    def another_writer(self):
+        """Another node takes the volume, and lets it go again."""
+        other = Attached(self, "--node-id", "other", "--steal", "--run-dir", self.run_dir + "2", sock=None)
+        assert other.wait() == 0
+
+    def logged(self):
+        with open(self.log, encoding="utf-8") as f:
+            return f.read()
+
+    def end(self):
+        for daemon in self.daemons:
+            if daemon.process.poll() is None:
+                daemon.kill()
+
+
+class Load(threading.Thread):
+    """Writes block after block, each with its number, as long as it may; an error is in .error."""
+
+    BLOCK = 4096
+
+    def __init__(self, client, blocks):
+        super().__init__(daemon=True)
+        self.client, self.blocks = client, blocks
+        self.going, self.error, self.done = True, None, 0
+        self.content = {}
+        self.start()
+
+    def run(self):
+        try:
+            while self.going:
+                block = self.done % self.blocks
+                data = struct.pack("<Q", self.done + 1) * (self.BLOCK // 8)
+                self.client.write(block * self.BLOCK, data)
+                self.content[block] = data
+                self.done += 1
+                if self.done % 64 == 0:
+                    self.client.flush()
+        except Exception as e:  # pylint: disable=broad-except
+            self.error = repr(e)
+
+    def end(self):
+        self.going = False
+        self.join(WAIT_S)
+        assert self.error is None, self.error
+
+    def check(self, client):
+        for block, data in self.content.items():
+            assert client.read(block * self.BLOCK, self.BLOCK) == data, f"block {block}"
