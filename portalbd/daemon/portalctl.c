@@ -68,6 +68,10 @@ static const struct option_spec options[] = {
     {"limit", OPTION_DURATION, offsetof(struct ctl_config, limit_us), .def = "60s",
      .min = 100 * 1000, .max = SECONDS(7 * 86400), .commands = OPTION_FOR(DETACH),
      .help = "How long to wait until everything is in the store."},
+    {"start-agent", OPTION_BOOL, offsetof(struct ctl_config, start_agent), .def = "yes",
+     .commands =
+         OPTION_FOR(ATTACH) | OPTION_FOR(DETACH) | OPTION_FOR(DEVICES) | OPTION_FOR(UPGRADE),
+     .help = "Start a node agent where none listens; no: wait for one."},
     {"all", OPTION_BOOL, offsetof(struct ctl_config, all), .letter = 'a',
      .commands = OPTION_FOR(UPGRADE), .help = "Every device of this node."},
     {"json", OPTION_BOOL, offsetof(struct ctl_config, json), .commands = OPTION_FOR(DEVICES),

@@ -237,11 +237,25 @@ int ctl_lock_run_dir(const struct ctl *c, int *ret_fd, struct err *e) {
     return 0;
 }
 
+/* Somebody else starts it. */
+static int await_another(struct ctl *c, struct err *e) {
+    uint64_t start = env_now_us(c->env);
+    while (!ctl_agent_is_live(c)) {
+        if (env_now_us(c->env) - start > START_US_MAX)
+            return err_set(e, -ERR_TIMEOUT, "no node agent listens in %s", c->config.run_dir);
+        if (fiber_sleep_us(c->env, POLL_US) < 0)
+            return err_set(e, -ERR_CANCELLED, "cancelled");
+    }
+    return 0;
+}
+
 int ctl_agent_need(struct ctl *c, struct err *e) {
     int lock;
     int rc = ctl_make_run_dir(c, e);
     if (rc < 0 || ctl_agent_is_live(c))
         return rc;
+    if (!c->config.start_agent)
+        return await_another(c, e);
     rc = ctl_lock_run_dir(c, &lock, e);
     if (rc < 0)
         return rc;

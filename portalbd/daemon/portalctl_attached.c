@@ -201,8 +201,10 @@ int ctl_ask_patiently(struct ctl *c, const char *verb, const char *id, const jso
         uint64_t left = asked - start < limit_us ? limit_us - (asked - start) : 1000;
         int rc = ctl_agent_ask(c, verb, json_copy((json_t *)args), MIN(left, step), ret, e);
         uint64_t now = env_now_us(c->env);
-        if (rc == -ERR_TRANSIENT && !ctl_agent_is_live(c) && restarts++ < RESTARTS_MAX) {
-            rc = ctl_agent_need(c, e);
+        if (rc == -ERR_TRANSIENT && restarts++ < RESTARTS_MAX) {
+            /* It has ended, or is about to. */
+            rc = fiber_sleep_us(c->env, PAUSE_US) < 0 ? err_set(e, -ERR_CANCELLED, "cancelled")
+                                                      : ctl_agent_need(c, e);
             if (rc < 0)
                 return rc;
             continue;

@@ -31,6 +31,7 @@ struct ctl_config {
     bool steal;
     uint64_t cache_size, journal_size;
     uint64_t limit_us;
+    bool start_agent;
     bool all;
     bool json;
     int log_level;
@@ -133,7 +134,7 @@ bool ctl_agent_is_live(const struct ctl *c);
 /* Is there anything that an agent would know: one that listens, or attach files of one? */
 bool ctl_agent_has_work(const struct ctl *c);
 bool ctl_pool_is_attached(const struct ctl *c, const char *pool);
-/* fiber. Starts one if none listens, and waits until it does. */
+/* fiber. Starts one if none listens (unless told not to), and waits until it does. */
 int ctl_agent_need(struct ctl *c, struct err *e);
 /* Releases args. wait_us: how long the agent may take (its wait_ms); 0: no such argument.
  * -ERR_BUSY: not done in this time; what was asked goes on. -ERR_TRANSIENT: none listens. */

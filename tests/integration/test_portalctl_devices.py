@@ -150,6 +150,20 @@ class Devices(unittest.TestCase):
         os.unlink(f"{self.dir}/bin/node-agent")
         self.fails(1, "no program node-agent", "attach", "v", PATH="/nonexistent")
 
+    def test_agent_of_somebody_else(self):
+        """--no-start-agent waits for it."""
+        command = subprocess.Popen(
+            [f"{self.dir}/bin/portalctl", *self.store, "--run-dir", self.run_dir, "attach",
+             "--no-start-agent", "v"], env=self.environment, stdout=subprocess.PIPE, text=True)
+        time.sleep(1)
+        self.assertEqual(self.agents(), [])
+        agent = subprocess.Popen(
+            [f"{self.dir}/bin/node-agent", "--exit-when-idle", "--run-dir", self.run_dir, "--pools",
+             f"{self.run_dir}/pools.conf", "--endpoint", "none"], env=self.environment)
+        self.assertEqual(command.communicate(timeout=60)[0], "/dev/none0\n")
+        agent.kill()
+        agent.wait()
+
     def test_many_start_one(self):
         self.behave(slow_start=1.5)
         commands = [subprocess.Popen(
