@@ -34,11 +34,12 @@ static int set_aside(const struct volume_config *c, uint64_t writes, uint64_t by
     CHECK(c->journal && bytes > 0);
     struct set_aside_job s = {.memory = c->journal, .writes = writes, .bytes = bytes};
     fiber_run_job(c->env, set_aside_run, &s);
-    if (s.rc < 0)
-        return err_copy(e, &s.err);
-    if (fiber_cancelled(c->env))
-        return err_set(e, -ERR_CANCELLED, "opening was cancelled");
-    return 0;
+    return s.rc < 0 ? err_copy(e, &s.err) : 0;
+}
+
+/* fiber. A cancelled open changes nothing in the memory any more. */
+static int check_cancelled(const struct volume_config *c, struct err *e) {
+    return fiber_cancelled(c->env) ? err_set(e, -ERR_CANCELLED, "opening was cancelled") : 0;
 }
 
 /* What stands between us and the journal that the manifest names, in a daemon that must have it. */
@@ -73,6 +74,8 @@ static int claim(struct journal_claim *claim, const struct random_id *named, str
                   LOG_STR("volume", c->key.text), LOG_STR("why", journal_damage(j)));
     FAULT_POINT("before a journal is set aside");
     int rc = bytes > 0 ? set_aside(c, valid ? journal_count_writes(j) : 0, bytes, e) : 0;
+    if (rc == 0)
+        rc = check_cancelled(c, e);
     if (rc < 0)
         return err_wrap(e, "journal");
     env_random(c->env, ret->bytes, sizeof ret->bytes);
@@ -130,6 +133,8 @@ int journal_replay(struct volume *v, struct err *e) {
     int rc = journal_scan(v->journal, v->last_write, v->size_bytes / SECTOR_SIZE, &found, e);
     if (rc == 0 && found.damage.code)
         rc = judge_damage(v, &found, e);
+    if (rc == 0)
+        rc = check_cancelled(&v->config, e);
     if (rc < 0)
         return err_wrap(e, "journal");
     if (MUTANT("skip-replay"))

@@ -125,9 +125,9 @@ static void say_finding(const struct batch *b, const struct item *item, const ch
     if (a->expect_finding && !a->verbose)
         return;
     printf("FOUND seed %" PRIu64 " commit %s\n  %s\n", item->seed, SIM_COMMIT, text);
-    printf("  replay: %s%s%s --seed %" PRIu64 " --seeds 1 --ops %" PRIu64 " --trace\n",
-           a->mutant ? "PORTALBD_MUTANT=" : "", a->mutant ? a->mutant : "", a->program, item->seed,
-           item->operations);
+    printf("  replay: %s%s%s%s --seed %" PRIu64 " --seeds 1 --ops %" PRIu64 " --trace\n",
+           a->mutant ? "PORTALBD_MUTANT=" : "", a->mutant ? a->mutant : "", a->mutant ? " " : "",
+           a->program, item->seed, item->operations);
     fflush(stdout);
 }
 
