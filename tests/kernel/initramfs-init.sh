@@ -1,4 +1,6 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
+#
 # The first process under qemu: mounts the host's root folder, read-only, and goes on there with
 # init.sh, whose path the kernel was given as PBD_INIT.
 /bin/busybox mkdir -p /proc /root
