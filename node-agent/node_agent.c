@@ -21,6 +21,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/options.h"
+#include "common/service.h"
 #include "node-agent/agent.h"
 #include "node-agent/agent_rpc.h"
 #include "node-agent/backends.h"
@@ -265,6 +266,7 @@ static int start(struct node_agent *n, struct err *e) {
                                                               .version = PORTALBD_VERSION});
     log_info("the agent serves", LOG_STR("endpoint", c->endpoint), LOG_STR("node_id", c->node_id),
              LOG_STR("version", PORTALBD_VERSION));
+    service_ready();
     return 0;
 }
 

@@ -19,6 +19,7 @@
 
 #include "common/log.h"
 #include "common/mem.h"
+#include "common/service.h"
 #include "portalbd/daemon/daemon.h"
 
 #define SECONDS(n) (UINT64_C(1000000) * (n))
@@ -262,6 +263,8 @@ static void start_fiber(void *arg) {
     int rc = open_pool(d, e);
     if (rc == 0)
         rc = d->command == COMMAND_SERVE ? start_serve(d, e) : attach_start(d, e);
+    if (rc == 0)
+        service_ready();
     CHECK(rc == 0 || e->code == rc);
     d->started = true;
     waitq_wake_all(&d->events);
