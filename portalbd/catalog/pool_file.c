@@ -134,8 +134,8 @@ static int set_secret(struct secret *s, struct view v, const char *key, struct e
     return 0;
 }
 
-/* A token from a file of its own: lines of this one are short. Space at its end is not part of it.
- */
+/* A value from a file of its own: a token is longer than a line of this one may be, a key may come
+ * from elsewhere (a Secret of Kubernetes). Space at its end is not part of it. */
 static int set_secret_from_file(struct secret *s, const char *path, const char *key,
                                 struct err *e) {
     uint8_t bytes[SECRET_MAX + 2];
@@ -163,6 +163,19 @@ static int set_text(char **text, const char *key, const char *value, struct err 
     return 0;
 }
 
+static int set_text_from_file(char **text, const char *path, const char *key, struct err *e) {
+    CLEANUP_SECRET struct secret value = {0};
+    int rc = set_secret_from_file(&value, path, key, e);
+    if (rc < 0)
+        return rc;
+    struct view v = secret_reveal(&value);
+    if (v.len > CONFIG_LINE_MAX || (v.len > 0 && memchr(v.data, '\n', v.len)))
+        return err_set(e, -ERR_CONFIG, "%s %s is not one line of at most %d bytes", key, path,
+                       CONFIG_LINE_MAX);
+    CLEANUP_FREE char *line = xasprintf("%.*s", (int)v.len, v.len ? (const char *)v.data : "");
+    return set_text(text, key, line, e);
+}
+
 static int on_key(void *arg, const char *section, const char *key, const char *value,
                   struct err *e) {
     struct pool_config *p = section_pool(arg, section, e);
@@ -181,6 +194,10 @@ static int on_key(void *arg, const char *section, const char *key, const char *v
         return set_secret(&p->secret_access_key, view_of_str(value), key, e);
     if (strcmp(key, "session_token") == 0)
         return set_secret(&p->session_token, view_of_str(value), key, e);
+    if (strcmp(key, "access_key_id_file") == 0)
+        return set_text_from_file(&p->access_key_id, value, key, e);
+    if (strcmp(key, "secret_access_key_file") == 0)
+        return set_secret_from_file(&p->secret_access_key, value, key, e);
     if (strcmp(key, "session_token_file") == 0)
         return set_secret_from_file(&p->session_token, value, key, e);
     return err_set(e, -ERR_CONFIG, "pool '%s' has an unknown key '%.64s'", section, key);
@@ -229,6 +246,12 @@ static bool stamps_equal(const struct pool_file_stamp *a, const struct pool_file
            a->mtime_ns == b->mtime_ns;
 }
 
+/* A file of somebody else that we may read belongs to a group of ours: so Kubernetes hands Secrets
+ * to processes that are not root. */
+static mode_t forbidden_mode(const struct stat *st) {
+    return st->st_uid == geteuid() ? 077 : 037;
+}
+
 int pool_file_read(const char *path, struct pool_file *ret, struct err *e) {
     struct stat st;
     if (stat(path, &st) < 0)
@@ -243,7 +266,7 @@ int pool_file_read(const char *path, struct pool_file *ret, struct err *e) {
     }
     if (rc == 0 && f.count == 0)
         rc = err_set(e, -ERR_CONFIG, "%s names no pool: write [name] and url = ...", path);
-    if (rc == 0 && has_secrets(&f) && (st.st_mode & 077) != 0)
+    if (rc == 0 && has_secrets(&f) && (st.st_mode & forbidden_mode(&st)) != 0)
         rc =
             err_set(e, -ERR_CONFIG,
                     "%s holds secrets and others than its owner may read it (mode %03o): chmod 600",

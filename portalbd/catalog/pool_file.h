@@ -8,7 +8,12 @@
  *     ca_file = /etc/ssl/own.pem
  *     access_key_id = ...                 (without: environment, shared file, web identity)
  *     secret_access_key = ...
- *     session_token_file = ...            tokens are longer than a line may be
+ *     access_key_id_file = ...            or each from a file of its own,
+ *     secret_access_key_file = ...
+ *     session_token_file = ...            as are tokens, longer than a line may be
+ *
+ * A change of such a file is seen when the pool file changes too: in one volume of Kubernetes,
+ * always.
  *
  * This is the one file of this room that reads a file; nothing else in it may (and no part of the
  * engine may call it). Blocks; any thread; no fibers. */
@@ -54,8 +59,8 @@ struct pool_file {
 void pool_file_release(struct pool_file *f);
 
 /* Reads and checks the whole file. -ERR_NOT_FOUND: there is none; -ERR_CONFIG: it makes no sense,
- * or holds secrets and may be read by others than its owner (mode 0600 or 0400 is wanted). *ret is
- * filled on success only. */
+ * or holds secrets and may be read by others than its owner (mode 0600 or 0400 is wanted; 0440 for
+ * another user's). *ret is filled on success only. */
 int pool_file_read(const char *path, struct pool_file *ret, struct err *e);
 /* Is there another version of it now? false when it cannot be looked at: the old one stays good. */
 bool pool_file_changed(const char *path, const struct pool_file *f);

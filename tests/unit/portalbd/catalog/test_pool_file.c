@@ -80,6 +80,47 @@ static void test_good(void **state) {
     pool_file_release(&f);
 }
 
+/* As Kubernetes mounts Secrets: a file for each key; root's, and readable through a group. */
+static void test_keys_from_files(void **state) {
+    struct fixture *x = *state;
+    char id[300], secret[300], text[1000];
+    snprintf(id, sizeof id, "%s/id", x->folder);
+    snprintf(secret, sizeof secret, "%s/secret", x->folder);
+    snprintf(text, sizeof text,
+             "[fast]\nurl = s3://b\naccess_key_id_file = %s\nsecret_access_key_file = %s\n", id,
+             secret);
+    write_file(id, "me\n", 0600);
+    write_file(secret, "sesame", 0600);
+    write_file(x->path, text, 0600);
+    struct pool_file f;
+    struct err e;
+    assert_int_equal(pool_file_read(x->path, &f, &e), 0);
+    assert_string_equal(f.pools[0].access_key_id, "me");
+    assert_true(view_equal(secret_reveal(&f.pools[0].secret_access_key), view_of_str("sesame")));
+    pool_file_release(&f);
+
+    write_file(id, "me\nyou\n", 0600);
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_CONFIG);
+    assert_non_null(strstr(e.text, "access_key_id_file"));
+    write_file(id, "\n", 0600);
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_CONFIG);
+    assert_non_null(strstr(e.text, "come together"));
+    unlink(id);
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_NOT_FOUND);
+
+    write_file(id, "me", 0600);
+    assert_int_equal(chmod(x->path, 0440), 0);
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_CONFIG); /* our own: chmod 600 */
+    if (chown(x->path, 65534, (gid_t)-1) != 0) {
+        print_message("only root can give files away\n");
+        skip();
+    }
+    assert_int_equal(pool_file_read(x->path, &f, &e), 0);
+    pool_file_release(&f);
+    assert_int_equal(chmod(x->path, 0444), 0);
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_CONFIG);
+}
+
 static void test_refused(void **state) {
     struct fixture *x = *state;
     static const struct {
@@ -145,6 +186,7 @@ static void test_encode(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_good, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_keys_from_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
     };
