@@ -54,17 +54,6 @@ make_helm() {
     link "$file" helm
 }
 
-# The snapshot CRDs stand in a module of their own, of another version than the sidecar.
-make_crds() {
-    local folder
-    folder=$(cd "$E2E/modules/sidecars" && "$go" list -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)
-    [ -d "$folder/config/crd" ] || die "no CRDs in $folder"
-    mkdir -p "$E2E_CACHE/crds-$SNAPSHOTTER"
-    cp -f "$folder"/config/crd/*storage.k8s.io_*.yaml "$E2E_CACHE/crds-$SNAPSHOTTER/"
-    chmod u+w "$E2E_CACHE/crds-$SNAPSHOTTER"/*.yaml
-    link "$E2E_CACHE/crds-$SNAPSHOTTER" crds
-}
-
 make_pause() {
     local file=$E2E_CACHE/bin/pause-$PAUSE
     if [ ! -x "$file" ] || [ "$E2E/pause.c" -nt "$file" ]; then
@@ -87,7 +76,6 @@ cluster() {
     make_program csi-resizer "$RESIZER" sidecars "$csi/external-resizer/v2/cmd/csi-resizer" build
     make_program csi-snapshotter "$SNAPSHOTTER" sidecars "$csi/external-snapshotter/v8/cmd/csi-snapshotter" build
     make_program snapshot-controller "$SNAPSHOTTER" sidecars "$csi/external-snapshotter/v8/cmd/snapshot-controller" build
-    make_crds
 }
 
 suite() {
