@@ -76,11 +76,15 @@ static bool is_interrupted(const struct attachment *at, const struct job *until)
 
 int attachment_wait_served(struct attachment *at, const struct job *until, struct err *e) {
     for (;;) {
+        struct err how;
+        int ready = daemon_is_ready(at->daemon, &how); /* before: all that it said is noted then */
         int rc = note_report(at, e);
-        if (rc == 0)
-            rc = daemon_is_ready(at->daemon, e);
-        if (rc != -ERR_BUSY)
+        if (rc < 0 || ready == 0)
             return rc;
+        if (ready != -ERR_BUSY)
+            return err_copy(e, &how);
+        if (daemon_is_ready(at->daemon, &how) != -ERR_BUSY)
+            continue; /* it went on while that was stored */
         if (is_interrupted(at, until) || waitq_wait(at->agent->env, &at->events) < 0)
             return err_set(e, -ERR_CANCELLED, "%s",
                            at->agent->stopping ? "the agent stops" : "detached before it served");

@@ -32,10 +32,11 @@ class Agent:
 
     live = set()  # what an interrupted test leaves behind
 
-    def __init__(self, pools, node_id="node-1", daemon=None, call_wait="5s"):
+    def __init__(self, pools, node_id="node-1", daemon=None, call_wait="5s", args=()):
         self.run_dir = os.path.realpath(tempfile.mkdtemp(prefix="pbd-run-"))
         self.log = open(os.path.join(self.run_dir, "log"), "ab")
         self.pools, self.node_id, self.daemon, self.call_wait = pools, node_id, daemon, call_wait
+        self.args = list(args)
         self.socket = os.path.join(self.run_dir, "agent.sock")
         self.process = None
         self.channel = None
@@ -49,6 +50,7 @@ class Agent:
         args += ["--http-address", "127.0.0.1", "--http-port", "0"]
         if self.daemon:
             args += ["--daemon", self.daemon]
+        args += self.args
         self.process = subprocess.Popen(args, stdout=self.log, stderr=self.log)
 
         def ready():

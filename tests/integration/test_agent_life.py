@@ -6,7 +6,11 @@ Needs root, /dev/fuse and loop devices.
 timeout: 240
 """
 import contextlib
+import itertools
+import mmap
 import os
+import platform
+import re
 import signal
 import sys
 import tempfile
@@ -18,10 +22,12 @@ import testlib
 
 testlib.need_fuse()
 
-from agent_client import BUILD, Agent, alive, mounted, read, sh, wait_for  # noqa: E402
+from agent_client import BUILD, Agent, agent_pb2, alive, mounted, read, sh, wait_for  # noqa: E402
 
 FAKE = os.path.join(BUILD, "tools", "fake_portalbd")
 VOLUME = "pv-0123456789abcdef0123456789abcdef-1.fast"
+KERNEL = tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2])
+needs_resend = unittest.skipIf(KERNEL < (6, 9), "a FUSE device ends with its daemon before Linux 6.9")
 OTHER = "pv-0123456789abcdef0123456789abcdef-2.fast"
 
 
@@ -177,6 +183,8 @@ class AgentLife(unittest.TestCase):
         self.nothing_left()
 
     def test_unclean_close_is_told_once(self):
+        """Where the journal is gone with the daemon, nothing is left to repeat."""
+        self.tell("memory")
         self.agent.attach(VOLUME)
         self.tell("fail-close")
         self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "INTERNAL")
@@ -184,12 +192,70 @@ class AgentLife(unittest.TestCase):
         self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "OK")
         self.nothing_left()
 
-    def test_killed_daemon(self):
+    def starts(self):
+        """What each daemon that was started was told: "", "resume", "resume upload"."""
+        path = os.path.join(self.agent.run_dir, "starts")
+        return [" ".join(line.split()[1:]) for line in read(path).splitlines()]
+
+    def pid(self, volume=VOLUME):
+        pid = self.agent.attachment(volume).daemon_pid
+        self.assertGreater(pid, 0)
+        return pid
+
+    def metric(self, series):
+        for line in self.agent.http("/metrics").splitlines():
+            if line.startswith(series + " "):
+                return float(line.rsplit(" ", 1)[1])
+        return None
+
+    def wait_state(self, state, volume=VOLUME):
+        wait_for(lambda: self.agent.state(volume) == state, f"the state {state}")
+
+    def wait_served(self, other_than, volume=VOLUME):
+        """By a daemon that is not the one of this pid."""
+        def done():
+            a = self.agent.attachment(volume)
+            return a.state == agent_pb2.ATTACHED and a.daemon_pid != other_than
+        wait_for(done, "another daemon")
+
+    @contextlib.contextmanager
+    def writer(self, device):
+        """Somebody who writes and reads back all the time; any error ends the test."""
+        stop, failed = threading.Event(), []
+
+        def work():
+            fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+            block = mmap.mmap(-1, 4096)
+            try:
+                for n in itertools.count():
+                    if stop.is_set():
+                        return
+                    block[:] = n.to_bytes(8, "little") * 512
+                    os.pwritev(fd, [block], n % 64 * 4096)
+                    os.preadv(fd, [block], n % 64 * 4096)
+                    if block[:8] != n.to_bytes(8, "little"):
+                        failed.append(f"write {n} is lost")
+                    if n % 32 == 0:
+                        os.fsync(fd)
+            except OSError as e:
+                failed.append(e)
+            finally:
+                os.close(fd)
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield
+        stop.set()
+        thread.join(30)
+        self.assertFalse(thread.is_alive(), "a request hangs")
+        self.assertEqual(failed, [])
+
+    def test_killed_daemon_with_a_memory_journal(self):
+        self.tell("memory")
         device = self.agent.attach(VOLUME)
         sh("mkfs.ext4", "-q", "-F", device)
         with mounted(device):
-            os.kill(self.agent.attachment(VOLUME).daemon_pid, signal.SIGKILL)
-            wait_for(lambda: self.agent.state(VOLUME) == "FAILED", "the state FAILED", 5)
+            os.kill(self.pid(), signal.SIGKILL)
+            self.wait_state("FAILED")
             health = self.agent.call("GetVolumeHealth", volume_id=VOLUME)
             self.assertTrue(health.abnormal)
             self.assertIn("signal 9", health.message)
@@ -207,6 +273,111 @@ class AgentLife(unittest.TestCase):
         self.agent.detach(VOLUME)
         self.nothing_left()
 
+    @needs_resend
+    def test_killed_daemons_are_followed(self):
+        """To who uses the device a death is a pause, as often as it happens."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            for _ in range(6):
+                pid = self.pid()
+                os.kill(pid, signal.SIGKILL)
+                self.wait_served(pid)
+                time.sleep(0.1)
+        self.assertEqual(self.agent.attachment(VOLUME).restarts, 6)
+        self.assertEqual(self.agent.attachment(VOLUME).device_path, device)
+        self.assertEqual(self.starts(), [""] + 6 * ["resume"])
+        self.assertEqual(self.metric("portalbd_agent_daemon_restarts_total"), 6)
+        self.assertEqual(self.metric("portalbd_agent_daemon_deaths_total"), 6)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    @needs_resend
+    def test_next_daemon_dies_at_its_start(self):
+        """Tried again and again, further and further apart, for all to see; then it heals."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            self.tell("die")
+            os.kill(self.pid(), signal.SIGKILL)
+            wait_for(lambda: len(self.starts()) >= 5, "five tries")
+            a = self.agent.attachment(VOLUME)
+            self.assertEqual(self.agent.state(VOLUME), "RECOVERING")
+            self.assertRegex(a.message, "^recovering: .*exited with code 1")
+            self.assertEqual(
+                self.metric('portalbd_agent_attachments{state="recovering"}'), 1)
+            self.assertFalse(self.agent.call("GetVolumeHealth", volume_id=VOLUME).abnormal)
+            # Neither is there anything to do for others.
+            self.assertEqual(self.agent.attach(VOLUME), device)
+            self.assertEqual(self.agent.code("GrowVolume", volume_id=VOLUME, size_bytes=1), "ABORTED")
+            wait_for(lambda: self.agent.call("GetVolumeHealth", volume_id=VOLUME).abnormal,
+                     "abnormal health")
+            self.assertLess(len(self.starts()), 12)
+            self.tell()
+            self.wait_state("ATTACHED")
+        self.assertEqual(self.metric('portalbd_agent_attachments{state="recovering"}'), 0)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    @needs_resend
+    def test_next_daemon_takes_its_time(self):
+        """The store may be away: waiting is no reason to start another."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            self.tell("wait-opened")
+            os.kill(self.pid(), signal.SIGKILL)
+            self.wait_state("RECOVERING")
+            time.sleep(1)
+            self.assertEqual(self.agent.state(VOLUME), "RECOVERING")
+            self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+            self.assertEqual(self.agent.state(VOLUME), "RECOVERING")
+            self.assertEqual(len(self.starts()), 2)
+            self.tell()
+            self.wait_state("ATTACHED")
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    @needs_resend
+    def test_fenced_is_the_end(self):
+        self.agent.attach(VOLUME)
+        self.tell("fence")
+        self.wait_state("FAILED")
+        self.assertRegex(self.agent.attachment(VOLUME).message, "^fenced: another writer")
+        self.assertEqual(len(self.starts()), 1)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+        self.tell()
+        self.agent.attach(VOLUME)
+        self.tell("refuse")
+        os.kill(self.pid(), signal.SIGKILL)
+        self.wait_state("FAILED")
+        self.assertRegex(self.agent.attachment(VOLUME).message, "^fenced: another writer")
+        self.assertEqual(len(self.starts()), 3)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_stopped_daemon_is_not_dead(self):
+        device = self.agent.attach(VOLUME)
+        pid = self.pid()
+        with self.writer(device):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(1)
+            self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
+            self.assertTrue(self.agent.call("GetVolumeHealth", volume_id=VOLUME).abnormal)
+            os.kill(pid, signal.SIGCONT)
+        self.assertEqual(self.pid(), pid)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_daemon_that_dies_while_it_replays(self):
+        """It owned the volume, so another goes on; before that an attach fails at once."""
+        self.tell("die-opened")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        self.assertIn("exited with code 1", self.agent.attachment(VOLUME).message)
+        self.tell()
+        wait_for(lambda: self.agent.code("AttachVolume", volume_id=VOLUME) == "OK", "the attach")
+        self.assertEqual(self.starts()[1], "resume")
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
     def test_next_agent_finds_everything(self):
         for how in (signal.SIGTERM, signal.SIGKILL):
             device = self.agent.attach(VOLUME, publish_epoch=7)
@@ -219,8 +390,8 @@ class AgentLife(unittest.TestCase):
             with open(device, "rb") as f:
                 self.assertEqual(len(f.read(4096)), 4096)  # served without an agent
             self.agent.start()
-            self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
             self.assertEqual(self.agent.attach(VOLUME, publish_epoch=7), device)
+            self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
             self.assertEqual(self.agent.attachment(VOLUME).daemon_pid, pid)
             self.assertEqual(self.agent.attachment(VOLUME).size_bytes, 256 << 20)
             wait_for(lambda: self.agent.state(OTHER) == "FAILED", "the dead one to be seen")
