@@ -291,6 +291,25 @@ e2e-up: ## the cluster with portalbd on it, to play with: tests/e2e/kubectl
 e2e-down: ## ... and nothing of it is left
 	@PORTALBD_BUILD=$(abspath $(BUILD)) tests/e2e/run down
 
+# Programs, manual pages, units of systemd; the rule of udev and the options of modules, which have one place for all.
+PREFIX     ?= /usr/local
+DESTDIR    ?=
+SYSCONFDIR ?= /etc
+UNITS      := $(wildcard deploy/systemd/*.service deploy/systemd/*.socket)
+.PHONY: install install-files
+install: all install-files ## programs, manual pages, systemd units, udev rule: PREFIX=/usr/local, DESTDIR=
+install-files: $(if $(filter install,$(MAKECMDGOALS)),all)
+	@tools/print-options $(BUILD) $(BUILD)/options $(PROGRAMS)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/lib/systemd/system \
+		$(DESTDIR)$(PREFIX)/share/doc/portalbd $(DESTDIR)$(SYSCONFDIR)/udev/rules.d $(DESTDIR)$(SYSCONFDIR)/modprobe.d
+	install -d -m 0700 $(DESTDIR)$(SYSCONFDIR)/portalbd
+	install -m 0755 $(PROGRAMS:%=$(BUILD)/bin/%) $(DESTDIR)$(PREFIX)/bin
+	install -m 0644 $(PROGRAMS:%=$(BUILD)/man/%.8) $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 0644 $(wildcard deploy/systemd/*.example) docs/devices.md $(DESTDIR)$(PREFIX)/share/doc/portalbd
+	install -m 0644 $(wildcard deploy/udev/*.rules) $(DESTDIR)$(SYSCONFDIR)/udev/rules.d
+	install -m 0644 $(wildcard deploy/modprobe.d/*.conf) $(DESTDIR)$(SYSCONFDIR)/modprobe.d
+	for unit in $(UNITS); do sed 's|/usr/local/bin/|$(PREFIX)/bin/|' $$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
+
 .PHONY: clean help
 clean: ## remove everything that was built
 	rm -rf $(BUILD) $(filter build-%,$(wildcard build-*))
