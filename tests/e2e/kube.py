@@ -147,7 +147,8 @@ def values(**changes):
     repository, tag = ENV["IMAGE"].rsplit(":", 1)
     return {"image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}, "clusterId": "e2e",
             "snapshotController": {"enabled": True}, "pools": [pool], "csiNode": {"volumesMax": 32},
-            "storageClasses": [{"name": "portalbd"}, {"name": "portalbd-xfs", "fsType": "xfs"}], **changes}
+            "storageClasses": [{"name": "portalbd", "pool": "e2e"}, {"name": "portalbd-xfs", "pool": "e2e", "fsType": "xfs"}],
+            **changes}
 
 
 def install(wanted=None, limit=240):
