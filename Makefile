@@ -195,6 +195,7 @@ $(foreach t,$(notdir $(GO_TOOLS)),$(eval $(call go_tool_rule,$(t))))
 SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))" "$(SIM) --list tests/sim/seeds.txt")
 SIM_MUTANTS := $(wildcard tests/sim/mutants.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
+CHART_TESTS := $(wildcard tests/chart/test_chart.py)
 SANITY      := $(sort $(wildcard tests/conformance/test_sanity*.sh))
 RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY)')
 
@@ -207,7 +208,7 @@ mutants:
 .PHONY: tests-build test test-unit test-sim test-integration sanity asan tsan bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
-	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
+	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
 test-unit: $(TEST_BINS) replays ## unit, conformance and golden tests, corpora of the fuzzers
 	@$(RUN_TESTS) $(REPLAY_RUNS) $(TEST_BINS)
 test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone
@@ -280,6 +281,12 @@ docs: all ## write docs/options/ and the manual pages in build/man from the prog
 .PHONY: image
 image: ## the container image, as an OCI archive in build/portalbd-image.tar (docker, podman or buildah)
 	@tools/build-image $(BUILD)/portalbd-image.tar
+
+.PHONY: chart-test manifests
+chart-test: $(BUILD)/tools/ready ## the Helm chart: lint, what it refuses, what it renders
+	@$(RUN_TESTS) $(CHART_TESTS)
+manifests: $(BUILD)/tools/ready ## write deploy/manifests/ from the chart
+	@HELM=$(abspath $(BUILD))/tools/helm deploy/manifests/render
 
 .PHONY: e2e e2e-up e2e-down e2e-smoke
 e2e: ## everything on a Kubernetes cluster of our own; the first time takes an hour (tests/e2e/README.md)

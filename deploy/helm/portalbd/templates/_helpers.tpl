@@ -72,7 +72,7 @@ true
 
 {{/* All pools, with the demo's: JSON {"pools": [...]}. Refuses what makes no sense. */}}
 {{- define "portalbd.pools" -}}
-{{- $pools := .Values.pools -}}
+{{- $pools := .Values.pools | default list -}}
 {{- if .Values.demo.s3.enabled -}}
 {{- $s3 := .Values.demo.s3 -}}
 {{- $endpoint := printf "http://%s-demo-s3.%s.svc:7070" (include "portalbd.fullname" .) .Release.Namespace -}}
