@@ -125,4 +125,4 @@ int handover(void *arg, json_t **ret_result, int *ret_fd, struct err *e);
 /* process.c: a process that stands under a file system must not need memory that this file system
  * has to give back first. Says once what is refused. */
 void process_harden(void);
-void process_tune_memory(void); /* before other threads run */
+void process_tune_memory(void); /* heap and stacks; before other threads run */

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -48,20 +49,31 @@ static bool protect_from_oom(void) {
     return written;
 }
 
+enum { STACK_SIZE = 512 * 1024 }; /* of threads that libraries start; getaddrinfo needs some */
+
 /* Bodies of segments and GETs are megabytes that come and go: kept in the heap, their pages are not
- * faulted in anew each time. What is free beyond the second figure goes back to the kernel. */
+ * faulted in anew each time. What is free beyond the second figure goes back to the kernel. One
+ * arena: what one thread frees is there for all (docs/decisions/0009-libcurl-by-malloc.md). */
 void process_tune_memory(void) {
+    mallopt(M_ARENA_MAX, 1);
     mallopt(M_MMAP_THRESHOLD, 32 * 1024 * 1024);
     mallopt(M_TRIM_THRESHOLD, 32 * 1024 * 1024);
+    pthread_attr_t attr;
+    CHECK(pthread_attr_init(&attr) == 0);
+    CHECK(pthread_attr_setstacksize(&attr, STACK_SIZE) == 0);
+    CHECK(pthread_setattr_default_np(&attr) == 0);
+    pthread_attr_destroy(&attr);
 }
 
 void process_harden(void) {
-    bool flusher = prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0;
-    bool locked = lock_memory();
-    bool protected_from_oom = protect_from_oom();
-    if (!flusher || !locked || !protected_from_oom)
-        log_warn("this process is not fully protected against memory pressure: it lacks "
-                 "CAP_SYS_RESOURCE or CAP_IPC_LOCK",
-                 LOG_BOOL("io_flusher", flusher), LOG_BOOL("memory_locked", locked),
-                 LOG_BOOL("oom_protected", protected_from_oom));
+    if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0)
+        log_warn("PR_SET_IO_FLUSHER is refused (it needs CAP_SYS_RESOURCE): when memory is short, "
+                 "the kernel may wait for this device to get memory for it",
+                 LOG_ERRNO(errno));
+    if (!lock_memory())
+        log_warn("locking memory is refused (it needs CAP_IPC_LOCK): when memory is short, this "
+                 "process may be swapped out under its device");
+    if (!protect_from_oom())
+        log_warn("oom_score_adj is refused (it needs CAP_SYS_RESOURCE): when memory is short, this "
+                 "process may be killed first");
 }
