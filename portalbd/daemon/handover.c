@@ -119,12 +119,10 @@ static int flush(struct daemon *d, struct err *e) {
 /* --- the verbs --- */
 
 static int check_device(const struct daemon *d, struct err *e) {
-    if (!d->nbd && !d->fuse)
+    if (d->command != COMMAND_ATTACH || (!d->config.nbd_fd && !d->config.fuse_fd))
         return err_set(e, -ERR_UNSUPPORTED, "this daemon serves no device of the kernel");
     if (d->stop || d->device_fd < 0)
         return err_set(e, -ERR_SHUTDOWN, "the daemon is ending");
-    if (d->command != COMMAND_ATTACH)
-        return err_set(e, -ERR_UNSUPPORTED, "this daemon serves no device of the kernel");
     return 0;
 }
 
@@ -176,7 +174,6 @@ int handover(void *arg, json_t **ret_result, int *ret_fd, struct err *e) {
     log_info("the device is in other hands: ending, the volume stays open",
              LOG_STR("volume", d->attached->target.id));
     d->handed_over = true;
-    d->exit_code = EXIT_HANDED_OVER;
     daemon_stop(d); /* takes effect in a later turn: the answer goes first */
     return 0;
 }

@@ -374,8 +374,7 @@ static void free_front_ends(struct daemon *d) {
         served_free(TAKE_PTR(d->attached));
 }
 
-/* What nobody closes any more was handed over, or cannot be saved; dropping it ends requests with
- * ESHUTDOWN. */
+/* A volume that is out of use cannot be saved: dropping it ends its requests with ESHUTDOWN. */
 static void take_down(struct daemon *d) {
     struct stop_timer limit = {.timer.fn = on_stop_limit, .daemon = d};
     if (d->config.stop_limit_us)
@@ -383,7 +382,7 @@ static void take_down(struct daemon *d) {
     if (d->exports)
         exports_cancel_opening(d->exports);
     drain_start(d);
-    if (!d->handed_over && !d->out_of_use) {
+    if (!d->out_of_use) {
         while (d->drains_left && !d->give_up && !d->out_of_use)
             wait_event(d);
         run_bounded(d, close_volumes);
@@ -418,6 +417,8 @@ static void main_fiber(void *arg) {
         d->stop = true; /* upload only */
     while (!d->stop && d->start_err.code == 0)
         wait_event(d);
+    if (d->handed_over) /* the device waits: nothing that could take its time, as if killed */
+        _exit(EXIT_HANDED_OVER);
     take_down(d);
     loop_stop(d->loop);
 }

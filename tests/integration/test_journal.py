@@ -170,6 +170,7 @@ class JournalTest(unittest.TestCase):
             sock.close()
         load.end()
         load.check(kernel)
+        print(f"longest pause of 5 hand-overs: {load.longest_s * 1000:.0f} ms")
         self.assertFalse(self.place.is_closed())
         self.assertEqual(a.stop(), 0)
 
@@ -179,6 +180,9 @@ class JournalTest(unittest.TestCase):
         self.assertEqual(answer, {"kind": "nbd"})
         sock.close()
         a.client.write(0, b"\x01" * 4096)  # it serves on
+        with self.assertRaises(RuntimeError) as unknown:
+            a.control("nonsense")
+        self.assertEqual(unknown.exception.args[0], "UNSUPPORTED")
         b = Attached(self.place, "--run-dir", self.place.run_dir + "2", "--journal-dir", self.place.run_dir + "/journals")
         self.assertEqual(b.line()["code"], "IN_USE")  # the journal's own lock
         self.assertEqual(b.wait(), 1)
@@ -197,6 +201,7 @@ class JournalTest(unittest.TestCase):
         _, sock = a.control("handover")
         self.assertEqual(a.wait(), 5)
         b = self.serving("--journal", "memory", sock=sock)
+        sock.close()
         self.assertEqual(a.client.read(0, 4096), b"\x02" * 4096)
         self.assertEqual(b.stop(), 0)
 
@@ -219,6 +224,7 @@ class JournalTest(unittest.TestCase):
         _, sock = a.control("handover")
         self.assertEqual(a.wait(), 5)
         b = self.serving("--resume", sock=sock)
+        sock.close()
         self.assertEqual(a.client.read(8192, 4096), b"\x02" * 4096)
         self.assertEqual(b.stop(), 0)
 

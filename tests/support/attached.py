@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 
 from testlib import BUILD, WAIT_S, sh
 
@@ -197,7 +198,7 @@ class Load(threading.Thread):
     def __init__(self, client, blocks):
         super().__init__(daemon=True)
         self.client, self.blocks = client, blocks
-        self.going, self.error, self.done = True, None, 0
+        self.going, self.error, self.done, self.longest_s = True, None, 0, 0
         self.content = {}
         self.start()
 
@@ -206,7 +207,9 @@ class Load(threading.Thread):
             while self.going:
                 block = self.done % self.blocks
                 data = struct.pack("<Q", self.done + 1) * (self.BLOCK // 8)
+                began = time.monotonic()
                 self.client.write(block * self.BLOCK, data)
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
                 self.content[block] = data
                 self.done += 1
                 if self.done % 64 == 0:
