@@ -105,11 +105,11 @@ class Node:
         """All of them, page by page."""
         found, after = [], ""
         while True:
-            page = self.call("devices", after=after)["devices"]
-            if not page:
+            page = self.call("devices", after=after)
+            found += page["devices"]
+            after = page["next"]
+            if not after:
                 return found
-            found += page
-            after = page[-1]["volume"]
 
     def create(self, name, size):
         """A volume; its id."""
