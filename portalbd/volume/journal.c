@@ -480,6 +480,10 @@ void journal_recover(struct journal *j, const struct journal_found *found) {
         j->head = found->end;
         store_word(j, OFF_HEAD, j->head);
     }
+    if (found->from < found->end && MUTANT("header-rewritten-at-restart")) {
+        j->id.bytes[0]++;
+        write_identity(j, &j->id);
+    }
     j->next_number = found->number + 1;
     journal_free_to(j, found->from);
 }

@@ -115,13 +115,14 @@ static int claim_volume(const struct volume_key *v, const struct manifest *newes
 static int put_open_manifest(struct env *env, struct objstore *s, const struct volume_key *v,
                              uint32_t publish_epoch, struct journal_claim *journal,
                              bool allow_deleted, struct manifest *ret, struct err *e) {
+    struct random_id own = {0};
     for (;;) {
         struct manifest m;
         int rc = manifest_newest(s, v, &m, e);
         if (rc < 0)
             return rc;
-        struct random_id own;
-        rc = claim_volume(v, &m, publish_epoch, journal, allow_deleted, &own, e);
+        if (random_id_is_zero(&own) || !MUTANT("journal-decided-once"))
+            rc = claim_volume(v, &m, publish_epoch, journal, allow_deleted, &own, e);
         if (rc < 0) {
             manifest_release(&m);
             return rc;

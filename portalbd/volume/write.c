@@ -50,6 +50,7 @@ void write_want_cut(struct volume *v) {
 
 /* The request waits until write number dev_state[1] is durable. */
 static bool wait_durable(struct volume *v, struct bd_request *req, uint64_t number) {
+    v->stats.flushes++;
     if (number <= v->durable_write) {
         req->rc = 0;
         return true;
@@ -63,7 +64,6 @@ static bool wait_durable(struct volume *v, struct bd_request *req, uint64_t numb
 }
 
 bool flush_submit(struct volume *v, struct bd_request *req) {
-    v->stats.flushes++;
     return wait_durable(v, req, v->last_write);
 }
 

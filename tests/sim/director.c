@@ -137,7 +137,7 @@ static void submit(struct sim *s, struct task t) {
 
 /* Where volumes are loyal, most of what would bring another writer does not happen. */
 static bool stays_home(struct sim *s) {
-    return s->loyal && sim_chance(world(s), 930);
+    return s->loyal && sim_chance(world(s), 850);
 }
 
 static void start_writer(struct sim *s, struct sim_volume *vol) {
@@ -192,12 +192,33 @@ static void act_kill(struct sim *s) {
         j->owned = false;
 }
 
-/* Whatever it does, it dies, most often while it opens. */
-static void act_crash_loop(struct sim *s) {
-    struct daemon *d = pick_daemon(s, NULL);
-    struct sim_journal *j = d ? d->journal : NULL;
+static struct sim_journal *pick_serving_journal(struct sim *s) {
+    struct sim_journal *picked = NULL;
+    uint64_t seen = 0;
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (d->journal && d->state == DAEMON_SERVING && !d->stop &&
+            (!picked || sim_below(world(s), ++seen + 1) == 0))
+            picked = d->journal;
+    }
+    return picked;
+}
+
+/* A daemon dies in the middle of its work and comes back. */
+static void act_crash(struct sim *s) {
+    struct sim_journal *j = pick_serving_journal(s);
     if (!j)
         return;
+    daemon_kill(j->user);
+    daemon_respawn(s, j);
+}
+
+/* Whatever it does, it dies, most often while it opens. Sometimes somebody else comes then. */
+static void act_crash_loop(struct sim *s) {
+    struct sim_journal *j = pick_serving_journal(s);
+    if (!j)
+        return;
+    struct sim_volume *vol = j->vol;
     uint64_t us_max = sim_skewed(world(s), 1000, 400000);
     for (uint64_t n = sim_between(world(s), 2, 5); n > 0; n--) {
         if (j->user)
@@ -205,6 +226,11 @@ static void act_crash_loop(struct sim *s) {
         if (!daemon_respawn(s, j) || !pause_for(s, sim_between(world(s), 0, us_max)))
             return;
         daemons_reap(s);
+    }
+    if (sim_chance(world(s), 250) && vol->publish_epoch > 0 && vol->state == LIVE) {
+        if (j->user && sim_chance(world(s), 700))
+            daemon_kill(j->user);
+        daemon_start(s, vol, vol->publish_epoch);
     }
 }
 
@@ -432,7 +458,8 @@ static void act(struct sim *s) {
         {150, act_start},
         {60, act_rush},
         {110, act_kill},
-        {25, act_crash_loop},
+        {60, act_crash},
+        {40, act_crash_loop},
         {20, act_starve},
         {40, act_kill_controller},
         {90, act_sleep},

@@ -1,9 +1,9 @@
 /* The journals on the nodes: which daemon has which, who came between, and what must be in them.
  *
- * A daemon that dies leaves its journal; the memory is read-only while the rest of it is cleared
- * away, so that a dead process that still writes is found. What its successor on the same node
- * finds is checked: if nobody else's manifest was the newest since, nothing that was acknowledged
- * may be missing (P3); if somebody else's was, a resumed daemon must not serve. */
+ * A daemon that dies leaves its journal as it is in that moment: what is done in it while the rest
+ * of the process is cleared away has no effect. What its successor on the same node finds is
+ * checked: if nobody else's manifest was the newest since, nothing that was acknowledged may be
+ * missing (P3); if somebody else's was, a resumed daemon must not serve. */
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -32,7 +32,7 @@ void journals_pick(struct daemon *d) {
     struct sim_world *w = &d->sim->world;
     if (sim_chance(w, d->sim->memory_mode_rate))
         return;
-    bool home = d->sim->loyal && sim_chance(w, 950);
+    bool home = d->sim->loyal && sim_chance(w, 800);
     struct sim_journal *j = &d->vol->journals[home ? 0 : sim_below(w, NODES)];
     if (j->user)
         return;
@@ -138,6 +138,7 @@ void journals_let_go(struct daemon *d) {
     if (j->ram.set_asides > 0 && j->reign)
         scenarios_note(d->sim, S5_OTHER_NODE_BETWEEN);
     j->ram.set_asides = j->ram.refusals = 0;
-    ram_journal_thaw(&j->ram);
+    if (d->dead)
+        ram_journal_thaw(&j->ram);
     j->user = NULL;
 }

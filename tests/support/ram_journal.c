@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "common/mem.h"
 
@@ -15,6 +16,8 @@ static struct ram_journal *of_memory(struct journal_memory *m) {
 static void set_pages(struct ram_journal *r, uint64_t off, uint64_t len, int protection) {
     CHECK(off <= r->memory.size && len <= r->memory.size - off);
     CHECK(mprotect(r->memory.base + off, len, protection) == 0);
+    if (r->frozen)
+        return;
     for (uint64_t p = off / PAGE; p < (off + len) / PAGE; p++)
         r->readable[p] = protection != PROT_NONE;
 }
@@ -37,35 +40,54 @@ static bool reserve(struct journal_memory *m, uint64_t off, uint64_t len) {
 
 static void punch(struct journal_memory *m, uint64_t off, uint64_t len) {
     struct ram_journal *r = of_memory(m);
+    if (r->frozen)
+        return;
     r->punches++;
     uint64_t first = ALIGN_UP(off, (uint64_t)PAGE), end = (off + len) / PAGE * PAGE;
     if (first >= end)
         return;
-    CHECK(madvise(m->base + first, end - first, MADV_DONTNEED) == 0);
+    CHECK(madvise(m->base + first, end - first, MADV_REMOVE) == 0);
     set_pages(r, first, end - first, PROT_NONE);
 }
 
 static int set_aside(struct journal_memory *m, uint64_t writes, uint64_t bytes, struct err *e) {
     struct ram_journal *r = of_memory(m);
     (void)e;
+    if (r->frozen)
+        return 0;
     r->set_asides++;
     r->writes_lost = writes;
     r->bytes_lost = bytes;
     return 0;
 }
 
+static void map(struct ram_journal *r, int flags) {
+    void *p = mmap(r->memory.base, r->memory.size, PROT_NONE, flags, r->fd, 0);
+    CHECK(p != MAP_FAILED);
+    r->memory.base = p;
+    for (uint64_t i = 0, n, pages = r->memory.size / PAGE; i < pages; i += n + 1) {
+        for (n = 0; i + n < pages && r->readable[i + n];)
+            n++;
+        if (n > 0)
+            CHECK(mprotect(r->memory.base + i * PAGE, n * PAGE, PROT_READ | PROT_WRITE) == 0);
+    }
+}
+
 void ram_journal_init(struct ram_journal *r, uint64_t size) {
-    void *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    CHECK(p != MAP_FAILED && size % PAGE == 0);
+    CHECK(size % PAGE == 0);
     *r = (struct ram_journal){
-        .memory = {
-            .base = p, .size = size, .reserve = reserve, .punch = punch, .set_aside = set_aside}};
+        .memory = {.size = size, .reserve = reserve, .punch = punch, .set_aside = set_aside}};
+    r->fd = memfd_create("journal", MFD_CLOEXEC);
+    CHECK(r->fd >= 0 && ftruncate(r->fd, (off_t)size) == 0);
     r->readable = xcalloc(size / PAGE, sizeof *r->readable);
+    map(r, MAP_SHARED);
 }
 
 void ram_journal_release(struct ram_journal *r) {
-    if (r->memory.base)
+    if (r->memory.base) {
         munmap(r->memory.base, r->memory.size);
+        close(r->fd);
+    }
     free(r->readable);
     *r = (struct ram_journal){0};
 }
@@ -75,17 +97,13 @@ void ram_journal_reset(struct ram_journal *r) {
 }
 
 void ram_journal_freeze(struct ram_journal *r) {
-    CHECK(mprotect(r->memory.base, r->memory.size, PROT_READ) == 0);
+    r->frozen = true;
+    map(r, MAP_PRIVATE | MAP_FIXED);
 }
 
 void ram_journal_thaw(struct ram_journal *r) {
-    CHECK(mprotect(r->memory.base, r->memory.size, PROT_NONE) == 0);
-    for (uint64_t p = 0, n; p < r->memory.size / PAGE; p += n + 1) {
-        for (n = 0; p + n < r->memory.size / PAGE && r->readable[p + n];)
-            n++;
-        if (n > 0)
-            CHECK(mprotect(r->memory.base + p * PAGE, n * PAGE, PROT_READ | PROT_WRITE) == 0);
-    }
+    r->frozen = false;
+    map(r, MAP_SHARED | MAP_FIXED);
 }
 
 uint64_t ram_journal_pages(const struct ram_journal *r) {

@@ -1,11 +1,13 @@
-/* Memory for a journal that survives its users, for tests: what is touched without having been
- * reserved, and what is written after ram_journal_freeze, is a segmentation fault. */
+/* Memory for a journal that survives its users, for tests. What is touched without having been
+ * reserved is a segmentation fault. */
 #pragma once
 
 #include "portalbd/volume/volume.h"
 
 struct ram_journal {
     struct journal_memory memory;
+    int fd; /* of a memory file */
+    bool frozen;
     bool *readable;       /* owned; a flag for each page that was reserved */
     bool full;            /* nothing is reserved any more */
     unsigned refuse_next; /* so many reserves are refused */
@@ -17,7 +19,8 @@ void ram_journal_init(struct ram_journal *r, uint64_t size);
 void ram_journal_release(struct ram_journal *r);
 /* New again, as a file that was deleted. */
 void ram_journal_reset(struct ram_journal *r);
-/* The process that used it is dead: nobody may write any more; thaw: its successor comes. */
+/* The process that used it is dead: what the rest of it still does, in a test that clears it away,
+ * has no effect. thaw: its successor comes. */
 void ram_journal_freeze(struct ram_journal *r);
 void ram_journal_thaw(struct ram_journal *r);
 uint64_t ram_journal_pages(const struct ram_journal *r); /* that are there now */
