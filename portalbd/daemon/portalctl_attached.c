@@ -86,23 +86,24 @@ const char *ctl_text_of(const json_t *object, const char *name) {
     return text ? text : "";
 }
 
-/* All devices, in an array; page by page. */
+/* Page by page, until one is empty. */
 int ctl_ask_devices(struct ctl *c, json_t **ret, struct err *e) {
     json_t *rows = json_array();
-    CLEANUP_FREE char *after = xstrdup("");
+    size_t before;
     do {
-        json_t *page = NULL;
-        json_t *args = after[0] ? json_pack("{s:s}", "after", after) : json_object();
+        json_t *page = NULL, *args = json_object();
+        before = json_array_size(rows);
+        if (before)
+            json_object_set(args, "after",
+                            json_object_get(json_array_get(rows, before - 1), "volume"));
         int rc = ctl_agent_ask(c, "devices", args, 0, &page, e);
         if (rc < 0) {
             json_decref(rows);
             return rc;
         }
         json_array_extend(rows, json_object_get(page, "devices"));
-        free(after);
-        after = xstrdup(ctl_text_of(page, "next"));
         json_decref(page);
-    } while (after[0] && json_array_size(rows) < ROWS_MAX);
+    } while (json_array_size(rows) > before && before < ROWS_MAX);
     *ret = rows;
     return 0;
 }

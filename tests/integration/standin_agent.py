@@ -68,7 +68,7 @@ class Agent:
     def do_devices(self, args):
         """In pages of two."""
         left = [r for v, r in sorted(self.devices.items()) if v > args.get("after", "")]
-        return {"devices": left[:2], "next": left[1]["volume"] if len(left) > 2 else ""}
+        return {"devices": left[:2]}
 
     def do_upgrade(self, args):
         return {"pause_ms": 7} if args["volume"] in self.devices else ("NOT_FOUND", "not attached")
