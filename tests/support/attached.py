@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 
-from testlib import BUILD, WAIT_S, sh
+from testlib import BUILD, WAIT_S
 
 READ, WRITE, DISC, FLUSH, TRIM = 0, 1, 2, 3, 4
 ESHUTDOWN = 108
@@ -164,7 +164,8 @@ class Place:
         self.aside = os.path.join(self.state_dir, "set-aside", f"{self.id}.journal")
 
     def ctl(self, *args):
-        return sh(os.path.join(BUILD, "bin", "portalctl"), *self.store, "--run-dir", self.run_dir, *args)
+        command = [os.path.join(BUILD, "bin", "portalctl"), *self.store, "--run-dir", self.run_dir, *args]
+        return subprocess.run(command, timeout=WAIT_S, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     def is_closed(self):
         return json.loads(self.ctl("-o", "json", "volume", "show", "v"))["closed"]
