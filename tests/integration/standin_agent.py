@@ -96,7 +96,7 @@ def main():
     agent = Agent(parser.parse_args(), os.environ["STANDIN"])
     how = agent.behaviour()
     agent.log({"start": sys.argv[1:], "stdin": os.readlink("/proc/self/fd/0"), "cwd": os.getcwd(),
-               "leader": os.getsid(0) == os.getpid()})
+               "leader": os.getsid(0) == os.getpid(), "pid": os.getpid()})
     if "refuse" in how:
         sys.exit(how["refuse"])
     time.sleep(how.get("slow_start", 0))
