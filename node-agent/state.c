@@ -201,32 +201,10 @@ char *state_pool_path(struct state_dir *d, const char *volume) {
     return file_of(d, volume, ".pool");
 }
 
-static void put_line(struct buf *out, const char *key, struct view value) {
-    if (value.len == 0)
-        return;
-    buf_printf(out, "%s = ", key);
-    buf_append(out, value.data, value.len);
-    buf_append_str(out, "\n");
-}
-
 static void wipe(struct buf *b) {
     if (b->data)
         secret_wipe(b->data, b->cap);
     buf_release(b);
-}
-
-static void encode_pool(struct buf *out, const struct pool_config *p, const char *token_path) {
-    buf_reserve(out, 8192); /* at once: growing would leave copies of the secret behind */
-    buf_printf(out, "[%s]\n", p->name);
-    put_line(out, "url", view_of_str(p->url));
-    put_line(out, "endpoint", view_of_str(p->endpoint));
-    put_line(out, "region", view_of_str(p->region));
-    put_line(out, "addressing", view_of_str(p->addressing));
-    put_line(out, "ca_file", view_of_str(p->ca_file));
-    put_line(out, "access_key_id", view_of_str(p->access_key_id));
-    put_line(out, "secret_access_key", secret_reveal(&p->secret_access_key));
-    if (!secret_empty(&p->session_token))
-        put_line(out, "session_token_file", view_of_str(token_path));
 }
 
 /* What the daemon will read is what we mean: no value has broken out of its line. */
@@ -248,7 +226,7 @@ int state_save_pool(struct state_dir *d, const char *volume, const struct pool_c
     CLEANUP_FREE char *path = state_pool_path(d, volume);
     CLEANUP_FREE char *token = file_of(d, volume, ".token");
     CLEANUP(wipe) struct buf text = {0};
-    encode_pool(&text, pool, token);
+    pool_config_encode(&text, pool, token);
     int rc = secret_empty(&pool->session_token)
                  ? 0
                  : write_file(token, secret_reveal(&pool->session_token), e);
