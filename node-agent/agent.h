@@ -10,6 +10,7 @@
 #include "common/loop.h"
 #include "common/metrics.h"
 #include "node-agent/attach/attach.h"
+#include "node-agent/cgroup.h"
 #include "node-agent/state.h"
 
 enum {
@@ -33,6 +34,7 @@ struct agent_config {
     const char *daemon_program;          /* portalbd */
     const char *state_dir;               /* for journals set aside; "" or NULL: the daemon's own */
     const char *version;                 /* of this agent */
+    struct cgroups *cgroups;             /* NULL: daemons stay in the agent's */
     uint64_t cache_bytes, journal_bytes; /* defaults; 0: the daemon's own */
     bool upgrade; /* at the start: daemons of another version, one after the other */
     struct agent_backend backends[AGENT_BACKENDS_MAX]; /* the first usable one is the default */

@@ -106,7 +106,8 @@ void job_start(struct attachment *at, struct job *j, void (*fn)(void *job));
 
 void job_save_all(void *job); /* attach file and pool file */
 void job_save(void *job);     /* attach file */
-void job_forget(void *job);   /* all files */
+void job_started(void *job);  /* the same, and the daemon's cgroup */
+void job_forget(void *job);   /* all files, and the cgroup */
 void job_prepare(void *job);
 void job_attach(void *job);
 void job_resume(void *job);

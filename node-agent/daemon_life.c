@@ -45,7 +45,7 @@ int attachment_start_daemon(struct attachment *at, bool upload, struct err *e) {
     at->state.pid_start = at->daemon->pid_start;
     waitq_wake_all(&at->changed);
     struct job j = {0};
-    return job_run(at, &j, job_save, e);
+    return job_run(at, &j, job_started, e);
 }
 
 /* What it has reported by now goes into the attach file. */

@@ -44,8 +44,15 @@ void job_save(void *arg) {
     j->rc = state_save(j->at->agent->state, &j->at->state, &j->e);
 }
 
+void job_started(void *arg) {
+    struct job *j = arg;
+    cgroups_enter(j->at->agent->config.cgroups, j->at->state.volume, j->at->state.pid);
+    job_save(j);
+}
+
 void job_forget(void *arg) {
     struct job *j = arg;
+    cgroups_leave(j->at->agent->config.cgroups, j->at->state.volume);
     j->rc = state_remove(j->at->agent->state, j->at->state.volume, &j->e);
 }
 

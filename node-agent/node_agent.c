@@ -23,8 +23,11 @@
 #include "common/options.h"
 #include "common/service.h"
 #include "node-agent/agent.h"
+#include "node-agent/agent_control.h"
 #include "node-agent/agent_rpc.h"
 #include "node-agent/backends.h"
+#include "node-agent/cgroup.h"
+#include "node-agent/journal_space.h"
 #include "node-agent/register.h"
 #include "node-agent/scrape.h"
 
@@ -45,7 +48,8 @@ struct config {
     struct option_strings backends;
     uint64_t nbd_dead_conn_timeout, nbd_io_timeout;
     uint64_t cache_size, journal_size;
-    char *state_dir;
+    uint64_t journal_space;
+    char *state_dir, *cgroup;
     int upgrade;
     uint64_t call_wait;
     bool drain, exit_when_idle;
@@ -96,6 +100,13 @@ static const struct option_spec options[] = {
              "default."},
     {"journal-size", OPTION_SIZE, offsetof(struct config, journal_size),
      .help = "Bytes of journal of each daemon; 0: the daemon's default."},
+    {"journal-space", OPTION_SIZE, offsetof(struct config, journal_space), .max = UINT64_C(1) << 50,
+     .help = "Mount a tmpfs of this size for all journals (journals/ in --run-dir), unless "
+             "something is mounted there; it stays when the agent ends. 0: journals are in the "
+             "file system of --run-dir."},
+    {"cgroup", OPTION_STRING, offsetof(struct config, cgroup), .arg = "PATH",
+     .help = "Give each daemon a cgroup of its own below this one, which is relative to the mount "
+             "of cgroup2; without it daemons stay in the agent's."},
     {"state-dir", OPTION_STRING, offsetof(struct config, state_dir), .arg = "DIR",
      .help = "Where daemons keep journals that were set aside; without it: the daemon's default."},
     {"upgrade", OPTION_ENUM, offsetof(struct config, upgrade), .def = "yes", .choices = no_yes,
@@ -128,6 +139,8 @@ struct node_agent {
     struct agent_backend backends[AGENT_BACKENDS_MAX];
     size_t backend_count;
     struct agent *agent;
+    struct agent_control *control;
+    struct cgroups *cgroups;
     struct agent_rpc rpc;
     struct rpc_server *server;
     struct http_server *http;
@@ -245,6 +258,7 @@ static int start(struct node_agent *n, struct err *e) {
         .pools_path = c->pools,
         .daemon_program = c->daemon,
         .state_dir = c->state_dir,
+        .cgroups = n->cgroups,
         .version = PORTALBD_VERSION,
         .upgrade = c->upgrade,
         .cache_bytes = c->cache_size,
@@ -255,6 +269,8 @@ static int start(struct node_agent *n, struct err *e) {
     int rc = agent_start(&config, &n->agent, e);
     if (rc == 0)
         rc = start_http(n, e);
+    if (rc == 0)
+        rc = agent_control_start(n->agent, c->call_wait, &n->control, e);
     if (rc == 0)
         rc = start_server(n, e);
     if (rc < 0)
@@ -289,6 +305,7 @@ static void stop(struct node_agent *n) {
     if (n->registrar)
         registrar_stop(n->registrar);
     http_server_stop(n->http);
+    agent_control_stop(n->control);
     struct err e;
     if (n->agent && agent_stop(n->agent, &e) < 0) {
         log_error("the agent ends without waiting for its devices", LOG_ERR(&e));
@@ -352,7 +369,10 @@ static int set_up(struct node_agent *n, struct err *e) {
         n->config.daemon = default_daemon();
     int rc = take_run_dir(&n->config, e);
     if (rc == 0)
+        rc = journal_space_mount(n->config.run_dir, n->config.journal_space, e);
+    if (rc == 0)
         rc = open_backends(n, e);
+    cgroups_open(n->config.cgroup, &n->cgroups);
     n->term.fn = on_term;
     n->interrupt.fn = on_interrupt;
     if (rc == 0)
@@ -383,6 +403,7 @@ int main(int argc, char **argv) {
     }
     loop_signal_stop(&n.term);
     loop_signal_stop(&n.interrupt);
+    cgroups_close(n.cgroups);
     backends_close(n.backends, n.backend_count);
     loop_free(n.loop);
     metrics_free(n.metrics);

@@ -9,6 +9,9 @@
  * (what it had acknowledged is lost, so going on would break the order of writes for the filesystem
  * above), or when the kernel's side of the device is over. Then the device fails.
  *
+ * A daemon that was told to end (SIGTERM) while its device stays has stored and closed everything;
+ * the next one opens the volume like the first.
+ *
  * A daemon that is stopped (SIGSTOP, a debugger) is a pause, not a death: nothing here happens. */
 #include <signal.h>
 #include <stdio.h>
@@ -131,13 +134,12 @@ void attachment_go_on_recovering(struct attachment *at) {
     }
 }
 
-/* Acknowledged writes that no other daemon can know of. */
-static bool has_lost_writes(const struct attachment *at) {
+/* It ended with everything in the store and no journal to go on with: the next daemon opens the
+ * volume like the first one. */
+static bool has_ended_clean(const struct attachment *at) {
     const struct daemon *d = at->daemon;
-    if (!at->state.journal_memory || at->state.read_only)
-        return false;
-    return !d->ours ||
-           (d->exit_code != DAEMON_EXIT_CLEAN && d->exit_code != DAEMON_EXIT_HANDED_OVER);
+    return d->ours && (d->exit_code == DAEMON_EXIT_CLEAN ||
+                       (d->exit_code == DAEMON_EXIT_HANDED_OVER && at->state.journal_memory));
 }
 
 void attachment_on_daemon_end(struct attachment *at) {
@@ -154,7 +156,9 @@ void attachment_on_daemon_end(struct attachment *at) {
         give_up_with(at, "fenced: another writer has the volume");
         return;
     }
-    if (has_lost_writes(at)) {
+    if (has_ended_clean(at)) {
+        at->state.opened = false;
+    } else if (at->state.journal_memory && !at->state.read_only) {
         snprintf(text, sizeof text, "the daemon %s, and its journal with it", how);
         give_up_with(at, text);
         return;
@@ -175,6 +179,8 @@ static void await_handed_over(struct attachment *at) {
     if (daemon_wait_exit(at->daemon, HANDED_OVER_US) == -ERR_TIMEOUT)
         log_warn("a daemon does not exit after its handover and is killed",
                  LOG_STR("volume", at->state.volume), LOG_I64("pid", at->daemon->pid));
+    if (has_ended_clean(at))
+        at->state.opened = false;
     attachment_end_daemon(at);
 }
 

@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <jansson.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -284,6 +285,9 @@ int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct wait
     uint64_t start = 0;
     int rc = pid > 0 ? watch_pid(loop, d, e) : err_set(e, -ERR_NOT_FOUND, "no process");
     /* The pidfd is held now: what /proc shows is this process, or nothing. */
+    struct pollfd ended = {.fd = d->pidfd, .events = POLLIN}; /* a zombie is no daemon */
+    if (rc == 0 && poll(&ended, 1, 0) > 0)
+        rc = err_set(e, -ERR_NOT_FOUND, "process %lld has ended", (long long)pid);
     if (rc == 0 && (!read_start_time(pid, &start) || start != pid_start))
         rc = err_set(e, -ERR_NOT_FOUND, "process %lld is another one", (long long)pid);
     if (rc < 0) {

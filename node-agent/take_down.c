@@ -63,7 +63,7 @@ static int wait_ended(struct attachment *at, bool uploads, struct err *e) {
 /* Is there a journal that another daemon could store? */
 static bool is_unsaved(struct attachment *at) {
     struct job j = {0};
-    if (!at->state.opened || at->state.read_only || at->state.journal_memory || at->fenced)
+    if (!at->state.opened || at->state.journal_memory || at->fenced)
         return false;
     job_run(at, &j, job_journal, NULL);
     return j.left;

@@ -3,20 +3,24 @@
 given up; which daemon dies when.
 
 Needs root, /dev/fuse and loop devices.
-timeout: 240
+timeout: 400
 """
 import contextlib
 import itertools
+import json
 import mmap
 import os
 import platform
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import unittest
+
+import grpc
 
 import testlib
 
@@ -31,6 +35,18 @@ needs_resend = unittest.skipIf(KERNEL < (6, 9), "a FUSE device ends with its dae
 OTHER = "pv-0123456789abcdef0123456789abcdef-2.fast"
 
 
+class Refused(Exception):
+    """An error of the agent's control socket: "CODE: text"."""
+
+
+def cgroup_mount():
+    with open("/proc/self/mountinfo", encoding="utf-8") as f:
+        for line in f:
+            if " - cgroup2 " in line and os.access(line.split()[4], os.W_OK):
+                return line.split()[4]
+    return None
+
+
 class AgentLife(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory(prefix="pbd-")
@@ -38,7 +54,14 @@ class AgentLife(unittest.TestCase):
         with open(pools, "w", encoding="utf-8") as f:
             f.write(f"[fast]\nurl = file://{self.dir.name}/store\n")
         os.chmod(pools, 0o600)
-        self.agent = Agent(pools, daemon=FAKE, call_wait="1s").start()
+        self.program = os.path.join(self.dir.name, "portalbd")
+        self.install(FAKE)
+        self.agent = Agent(pools, daemon=self.program, call_wait="1s").start()
+
+    def install(self, program):
+        """What the agent starts from now on."""
+        os.symlink(program, self.program + ".new")
+        os.rename(self.program + ".new", self.program)
 
     def tearDown(self):
         log = self.agent.log_text
@@ -377,6 +400,425 @@ class AgentLife(unittest.TestCase):
         self.assertEqual(self.starts()[1], "resume")
         self.agent.detach(VOLUME)
         self.nothing_left()
+
+    def test_daemon_told_to_end(self):
+        """It closes everything; the next one begins anew with the device that stays."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            pid = self.pid()
+            os.kill(pid, signal.SIGTERM)
+            self.wait_served(pid)
+        self.assertEqual(self.starts(), ["", ""])
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_device_taken_away(self):
+        """By somebody else: the volume is closed, and that is said."""
+        device = self.agent.attach(VOLUME)
+        sh("losetup", "-d", device)
+        sh("umount", os.path.join(self.agent.run_dir, "devices", VOLUME))
+        self.wait_state("FAILED")
+        self.assertIn("took the device away", self.agent.attachment(VOLUME).message)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    # --- detaching, whatever the phase ---
+
+    def test_detach_says_what_is_not_uploaded(self):
+        self.agent.attach(VOLUME)
+        self.tell("linger")
+        with self.assertRaises(grpc.RpcError) as failed:
+            self.agent.call("DetachVolume", volume_id=VOLUME)
+        self.assertEqual(failed.exception.code().name, "ABORTED")
+        self.assertIn("writes 3 to 5 are not in the store", failed.exception.details())
+        self.assertIn("the store is away", failed.exception.details())
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_daemon_that_dies_while_it_uploads(self):
+        """Others upload what is left, without a device, until it is done."""
+        self.agent.attach(VOLUME)
+        self.tell("linger")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+        pid = self.pid()
+        self.tell("die")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(self.starts()) >= 3, "two that upload")
+        self.assertEqual(self.agent.state(VOLUME), "DETACHING")
+        self.assertIn("exited with code 1", self.agent.attachment(VOLUME).message)
+        self.tell("fail-close")
+        count = len(self.starts())
+        wait_for(lambda: len(self.starts()) > count + 1, "more that upload")
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.assertEqual(set(self.starts()[1:]), {"resume upload"})
+        self.nothing_left()
+
+    def test_forced_detach_keeps_the_journal(self):
+        """... of a daemon that does not get its uploads through; the next attach finds it."""
+        self.agent.attach(VOLUME)
+        self.tell("linger")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+        start = time.monotonic()
+        self.agent.detach(VOLUME, force=True)
+        self.assertLess(time.monotonic() - start, 10)
+        journal = os.path.join(self.agent.run_dir, "journals", f"{VOLUME}.journal")
+        self.assertTrue(os.path.exists(journal))
+        self.assertIn("stays in the journal", self.agent.log_text())
+        self.nothing_left()
+        self.tell()
+        self.agent.attach(VOLUME)
+        self.assertEqual(self.starts(), ["", ""])
+        self.agent.detach(VOLUME)
+        self.assertFalse(os.path.exists(journal))
+        self.nothing_left()
+
+    @needs_resend
+    def test_detach_while_recovering(self):
+        """A graceful one waits for the next daemon, which has to get what was written."""
+        self.agent.attach(VOLUME)
+        self.tell("wait")
+        os.kill(self.pid(), signal.SIGKILL)
+        self.wait_state("RECOVERING")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+        self.assertEqual(self.agent.state(VOLUME), "RECOVERING")
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    @needs_resend
+    def test_forced_detach_while_recovering(self):
+        for word in ("die", "wait", "wait-opened"):
+            device = self.agent.attach(VOLUME)
+            self.tell(word)
+            fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+            try:
+                os.kill(self.pid(), signal.SIGKILL)
+                self.wait_state("RECOVERING")
+                reader = threading.Thread(target=lambda f=fd: self.assertRaises(
+                    OSError, os.preadv, f, [mmap.mmap(-1, 4096)], 0))
+                reader.start()
+                start = time.monotonic()
+                wait_for(lambda: self.agent.code("DetachVolume", volume_id=VOLUME, force=True) == "OK",
+                         "the forced detach")
+                self.assertLess(time.monotonic() - start, 10)
+                reader.join(10)
+                self.assertFalse(reader.is_alive(), "a read hangs")
+            finally:
+                os.close(fd)
+            self.nothing_left()
+            self.tell()
+
+    def test_detach_of_what_replays(self):
+        """Before there was a device: what it had opened is closed, not killed."""
+        self.tell("wait-opened")
+        self.assertEqual(self.agent.code("AttachVolume", volume_id=VOLUME), "ABORTED")
+        self.agent.call("ListAttachments")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.assertFalse(os.listdir(os.path.join(self.agent.run_dir, "journals")))
+        self.nothing_left()
+
+    # --- the next agent ---
+
+    @needs_resend
+    def test_next_agent_keeps_devices_alive(self):
+        """It has asked the daemon for the descriptor, so the device outlives that too."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            for how in (signal.SIGKILL, signal.SIGTERM):
+                self.agent.stop(how)
+                self.agent.start()
+                self.wait_state("ATTACHED")
+                pid = self.pid()
+                os.kill(pid, signal.SIGKILL)
+                self.wait_served(pid)
+        self.assertEqual(self.agent.attachment(VOLUME).restarts, 2)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_next_agent_and_a_dead_daemon(self):
+        """Nobody had the FUSE connection: the device is over, what it had written is uploaded."""
+        self.agent.attach(VOLUME)
+        pid = self.pid()
+        self.agent.stop(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        self.agent.start()
+        self.wait_state("FAILED")
+        self.assertRegex(self.agent.attachment(VOLUME).message,
+                         "died while no agent ran, and the FUSE connection with it")
+        self.agent.detach(VOLUME)
+        self.assertEqual(self.starts(), ["", "resume upload"])
+        self.nothing_left()
+
+    def test_next_agent_lets_upload(self):
+        self.agent.attach(VOLUME)
+        self.tell("linger")
+        self.assertEqual(self.agent.code("DetachVolume", volume_id=VOLUME), "ABORTED")
+        pid = self.pid()
+        self.agent.stop(signal.SIGKILL)
+        self.agent.start()
+        self.wait_state("DETACHING")
+        self.assertEqual(self.pid(), pid)
+        self.tell()
+        wait_for(lambda: self.agent.attachment(VOLUME) is None, "the end of the upload")
+        self.nothing_left()
+
+    def test_deaf_daemon_is_adopted(self):
+        device = self.agent.attach(VOLUME)
+        self.tell("deaf")
+        self.agent.stop()
+        self.agent.start()
+        self.wait_state("ATTACHED")
+        self.assertEqual(self.agent.attach(VOLUME), device)
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_many_are_adopted(self):
+        volumes = [f"pv-{'1' * 32}-{n:x}.fast" for n in range(1, 65)]
+        for i in range(0, len(volumes), 8):
+            threads = [threading.Thread(target=self.agent.attach, args=(v,)) for v in volumes[i:i + 8]]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+        pids = {a.volume_id: a.daemon_pid for a in self.agent.call("ListAttachments").attachments}
+        self.assertEqual(len(pids), 64)
+        self.agent.stop(signal.SIGKILL)
+        start = time.monotonic()
+        self.agent.start()
+
+        def adopted():
+            rows = self.agent.call("ListAttachments").attachments
+            return [r for r in rows if r.state == agent_pb2.ATTACHED]
+        wait_for(lambda: len(adopted()) == 64, "64 attachments")
+        took = time.monotonic() - start
+        print(f"64 adopted in {took:.2f} s", file=sys.stderr)
+        self.assertLess(took, 5 if not testlib.SANITIZED else 30)
+        self.assertEqual({a.volume_id: a.daemon_pid for a in adopted()}, pids)
+        for v in volumes:
+            self.agent.detach(v)
+        self.nothing_left(*volumes)
+
+    # --- upgrades ---
+
+    def test_upgrade(self):
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            for _ in range(5):
+                pid = self.pid()
+                pause_ms = self.ask("upgrade", volume=VOLUME)["pause_ms"]
+                self.assertLess(pause_ms, 5000)
+                self.assertNotEqual(self.pid(), pid)
+                self.assertEqual(self.agent.state(VOLUME), "ATTACHED")
+                wait_for(lambda p=pid: not alive(p), "the old daemon's end")
+        self.assertEqual(self.starts(), [""] + 5 * ["resume"])
+        self.assertEqual(self.metric("portalbd_agent_upgrades_total"), 5)
+        self.assertEqual(self.metric("portalbd_agent_daemon_deaths_total"), 0)
+        with self.assertRaisesRegex(Refused, "NOT_FOUND"):
+            self.ask("upgrade", volume=OTHER)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    @needs_resend
+    def test_upgrade_to_a_broken_program_and_back(self):
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            for broken in ("/bin/false", "/nowhere/portalbd", "/etc/passwd"):
+                pid = self.pid()
+                self.install(broken)
+                with self.assertRaisesRegex(Refused, "BUSY"):
+                    self.ask("upgrade", volume=VOLUME, wait_ms=700)
+                self.assertEqual(self.agent.state(VOLUME), "RECOVERING")
+                self.install(FAKE)
+                self.wait_served(pid)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_upgrade_that_is_refused(self):
+        device = self.agent.attach(VOLUME)
+        self.tell("deaf")
+        with self.writer(device):
+            pid = self.pid()
+            with self.assertRaisesRegex(Refused, "UNSUPPORTED"):
+                self.ask("upgrade", volume=VOLUME)
+            self.assertEqual(self.pid(), pid)
+        self.tell()
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_next_agent_upgrades(self):
+        """Daemons of another version, and no others."""
+        self.tell("old")
+        device = self.agent.attach(VOLUME)
+        self.agent.attach(OTHER)
+        self.tell()
+        pids = [self.pid(v) for v in (VOLUME, OTHER)]
+        self.agent.stop()
+        self.agent.args += ["--upgrade", "no"]
+        self.agent.start()
+        self.wait_state("ATTACHED", OTHER)
+        self.assertEqual([self.pid(v) for v in (VOLUME, OTHER)], pids)
+        self.agent.stop()
+        self.agent.args[-1] = "yes"
+        with self.writer(device):
+            self.agent.start()
+            self.wait_served(pids[0])
+            self.wait_served(pids[1], OTHER)
+        pids = [self.pid(v) for v in (VOLUME, OTHER)]
+        self.agent.stop()
+        self.agent.start()
+        self.wait_state("ATTACHED")
+        self.wait_state("ATTACHED", OTHER)
+        self.assertEqual([self.pid(v) for v in (VOLUME, OTHER)], pids)
+        self.agent.detach(VOLUME)
+        self.agent.detach(OTHER)
+        self.nothing_left(VOLUME, OTHER)
+
+    # --- the agent's end ---
+
+    def test_drain(self):
+        """What is mounted stays, the rest goes."""
+        self.agent.stop()
+        self.agent.args += ["--drain", "--drain-limit", "5s"]
+        self.agent.start()
+        device = self.agent.attach(VOLUME)
+        self.agent.attach(OTHER)
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device) as point:
+            self.assertEqual(self.agent.stop(), 0)
+            self.assertEqual(os.listdir(os.path.join(self.agent.run_dir, "devices")), [VOLUME])
+            with open(f"{point}/x", "w", encoding="utf-8") as f:
+                f.write("x")
+            self.agent.start()
+            self.wait_state("ATTACHED")
+            self.assertIsNone(self.agent.attachment(OTHER))
+        self.agent.detach(VOLUME)
+        self.nothing_left(VOLUME, OTHER)
+
+    def test_exit_when_idle(self):
+        self.agent.stop()
+        self.agent.args += ["--exit-when-idle"]
+        self.agent.start()
+        self.agent.attach(VOLUME)
+        time.sleep(12)
+        self.assertIsNone(self.agent.process.poll())
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+        self.assertEqual(self.agent.process.wait(20), 0)
+        self.agent.args.pop()
+        self.agent.start()
+
+    # --- its control socket ---
+
+    def ask(self, verb, **args):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(os.path.join(self.agent.run_dir, "node-agent.sock"))
+            s.sendall(json.dumps({"v": 1, "id": 1, "verb": verb, "args": args}).encode() + b"\n")
+            with s.makefile() as f:
+                answer = json.loads(f.readline())
+        if "error" in answer:
+            raise Refused(f"{answer['error']['code']}: {answer['error']['text']}")
+        return answer["result"]
+
+    def test_control_socket(self):
+        path = os.path.join(self.agent.run_dir, "node-agent.sock")
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        info = self.ask("info")
+        self.assertEqual((info["node_id"], info["default_backend"]), ("node-1", "fuse"))
+        self.assertIn({"name": "fuse", "usable": True, "note": info["backends"][1]["note"]},
+                      info["backends"])
+        nbd = info["backends"][0]
+        self.assertEqual(nbd["name"], "nbd")
+        self.assertTrue(nbd["usable"] or "nbd" in nbd["note"])
+        answer = self.ask("attach", volume=VOLUME, publish_epoch=4)
+        self.assertEqual((answer["size_bytes"], answer["backend"]), (256 << 20, "fuse"))
+        row, = self.ask("devices")["devices"]
+        self.agent.call("ListAttachments")
+        self.assertEqual(
+            {k: row[k] for k in ("volume", "state", "device", "backend", "publish_epoch", "size_bytes",
+                                 "read_only", "restarts", "message", "daemon_pid")},
+            {"volume": VOLUME, "state": "attached", "device": answer["device"], "backend": "fuse",
+             "publish_epoch": 4, "size_bytes": 256 << 20, "read_only": False, "restarts": 0,
+             "message": "attached", "daemon_pid": self.pid()})
+        self.assertEqual(self.ask("devices", after=VOLUME)["devices"], [])
+        for verb, args, code in (("attach", {}, "INVALID"),
+                                 ("attach", {"volume": VOLUME, "publish_epoch": 5}, "IN_USE"),
+                                 ("attach", {"volume": VOLUME, "publish_epoch": 4, "read_only": 1},
+                                  "INVALID"),
+                                 ("detach", {"volume": VOLUME, "wait_ms": -1}, "INVALID"),
+                                 ("nonsense", {}, "UNSUPPORTED")):
+            with self.assertRaisesRegex(Refused, code):
+                self.ask(verb, **args)
+        self.tell("linger")
+        with self.assertRaisesRegex(Refused, "BUSY.*writes 3 to 5"):
+            self.ask("detach", volume=VOLUME, wait_ms=500)
+        self.tell()
+        self.assertEqual(self.ask("detach", volume=VOLUME), {})
+        self.assertEqual(self.ask("devices"), {"devices": [], "next": ""})
+        self.assertNotIn('volume="node-agent"', self.agent.http("/metrics"))
+        self.nothing_left()
+
+    def test_backends_are_shown(self):
+        rows = {b.name: b for b in self.agent.call("GetInfo").all_backends}
+        self.assertEqual(list(rows), ["nbd", "fuse"])
+        self.assertTrue(rows["fuse"].usable)
+        for name, row in rows.items():
+            usable = "yes" if row.usable else "no"
+            self.assertEqual(self.metric(
+                f'portalbd_agent_backend{{backend="{name}",usable="{usable}"}}'), int(row.usable))
+        self.agent.attach(VOLUME)
+        self.assertEqual(self.metric('portalbd_agent_backend_attachments{backend="fuse"}'), 1)
+        self.agent.detach(VOLUME)
+
+    # --- room of its own ---
+
+    def test_journal_space(self):
+        journals = os.path.join(self.agent.run_dir, "journals")
+        self.agent.stop()
+        self.agent.args += ["--journal-space", "8Mi"]
+        try:
+            for _ in range(2):  # the second finds it
+                self.agent.start()
+                st = os.statvfs(journals)
+                self.assertEqual(st.f_blocks * st.f_frsize, 8 << 20)
+                with open("/proc/self/mountinfo", encoding="utf-8") as f:
+                    self.assertEqual(f.read().count(f" {journals} "), 1)
+                self.agent.attach(VOLUME)
+                self.agent.detach(VOLUME)
+                self.assertEqual(self.agent.stop(), 0)
+        finally:
+            sh("umount", journals)
+        self.agent.args = []
+        self.agent.start()
+
+    def test_cgroups(self):
+        base = cgroup_mount()
+        if not base:
+            self.skipTest("no cgroup2 that can be written to")
+        path = f"pbd-test-{os.getpid()}"
+        self.agent.stop()
+        self.agent.args += ["--cgroup", path]
+        self.agent.start()
+        try:
+            self.agent.attach(VOLUME)
+            self.assertIn(f"/{path}/{VOLUME}", read(f"/proc/{self.pid()}/cgroup"))
+            self.agent.detach(VOLUME)
+            self.assertFalse(os.path.exists(f"{base}/{path}/{VOLUME}"))
+        finally:
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{base}/{path}")
+
+    def test_cgroup_that_cannot_be(self):
+        self.agent.stop()
+        self.agent.args += ["--cgroup", "../escape"]
+        self.agent.start()
+        self.agent.attach(VOLUME)
+        self.agent.detach(VOLUME)
+        self.assertEqual(self.agent.log_text().count("daemons stay in the agent's cgroup"), 1)
 
     def test_next_agent_finds_everything(self):
         for how in (signal.SIGTERM, signal.SIGKILL):
