@@ -3,7 +3,7 @@
 # layer in memory over it; then the job runs, says how it went, and the machine is switched off.
 #
 # From the kernel's command line, as environment: PBD_JOB, a script; PBD_MODULES, its /lib/modules.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp PYTHONDONTWRITEBYTECODE=1
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/dev/shm PYTHONDONTWRITEBYTECODE=1
 
 off() {
     echo "vm-exit: $1"

@@ -1,0 +1,42 @@
+#!/bin/bash
+# Devices of the nbd backend on a real kernel, in a machine of its own (vm, timeout: 7200):
+#
+#     tests/kernel/test_kernel.sh uml|qemu suite      the attach backend by itself: tests/conformance/attach
+#     tests/kernel/test_kernel.sh uml|qemu devices    volumes, by agent and daemon: nbd_device.py
+#     tests/kernel/test_kernel.sh uml|qemu survival   a mounted filesystem while everything of ours dies: survive.py
+#
+# How often what dies: KILLS, UPGRADES, AGENT_KILLS, ALL_KILLS, STOP_S (2, 1, 1, 1, 2). Needs root, apt-get and, once,
+# Debian's packages.
+set -euo pipefail
+
+kind=$1 what=$2
+here=$(cd "$(dirname "$0")" && pwd)
+build=${PORTALBD_BUILD:-$here/../../build}
+export PORTALBD_BUILD=$build
+
+skip() {
+    echo "$*"
+    exit 77
+}
+[ "$(id -u)" -eq 0 ] || skip "needs root"
+command -v apt-get >/dev/null || skip "needs Debian's packages, and there is no apt-get"
+"$here/get-kernels.sh" "$kind" >/dev/null || skip "the packages for $kind cannot be had"
+
+# Emulation is slower than this machine by so much.
+declare -A slower=([uml]=1 [qemu]=3)
+case $what in
+suite)
+    seconds=180
+    command=("$build/tests/conformance/attach/attach_suite" nbd /dev/shm)
+    ;;
+devices)
+    seconds=200
+    command=(python3 "$here/nbd_device.py")
+    ;;
+survival)
+    events=$((${KILLS:-2} + ${UPGRADES:-1} + ${AGENT_KILLS:-1} + ${ALL_KILLS:-1}))
+    seconds=$((150 + 2 * (events * 8 + ${STOP_S:-2})))
+    command=(python3 "$here/survive.py" --backend nbd)
+    ;;
+esac
+exec "$here/vm" "$kind" $((seconds * slower[$kind])) "${command[@]}"
