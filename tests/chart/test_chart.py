@@ -29,6 +29,7 @@ REFUSED = {
     "a relative path": ("kubeletDir: var/lib/kubelet", ["/kubeletDir"]),
     "a size without unit": ("nodeAgent: {journalSize: 64}", ["/nodeAgent/journalSize", "want string"]),
     "a size in MB": ("nodeAgent: {cacheSize: 64MB}", ["/nodeAgent/cacheSize", "(Mi|Gi)"]),
+    "a cgroup above": ("nodeAgent: {cgroup: ../other}", ["/nodeAgent/cgroup"]),
     "a backend that is none": ("nodeAgent: {backends: [iscsi]}", ["/nodeAgent/backends/0", "'nbd', 'fuse'"]),
     "a filesystem that is none": ("storageClasses: [{name: a, fsType: btrfs}]", ["fsType", "'ext4', 'xfs'"]),
     "a class without name": ("storageClasses: [{fsType: xfs}]", ["/storageClasses/0", "missing property 'name'"]),

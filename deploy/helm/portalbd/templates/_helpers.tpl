@@ -146,22 +146,45 @@ true
 {{- define "portalbd.cacheMib" -}}{{ include "portalbd.mib" (list "nodeAgent.cacheSize" .Values.nodeAgent.cacheSize) }}{{- end -}}
 {{- define "portalbd.journalMib" -}}{{ include "portalbd.mib" (list "nodeAgent.journalSize" .Values.nodeAgent.journalSize) }}{{- end -}}
 
-{{/* The formula of values.yaml. */}}
-{{- define "portalbd.agentMemoryMib" -}}
+{{/* The formula of values.yaml: what the daemons may take. */}}
+{{- define "portalbd.daemonsMemoryMib" -}}
 {{- $volume := add (include "portalbd.cacheMib" . | int64) (mul 2 (include "portalbd.journalMib" . | int64)) 64 -}}
-{{- add (mul (int64 .Values.csiNode.volumesMax) $volume) 256 -}}
+{{- mul (int64 .Values.csiNode.volumesMax) $volume -}}
 {{- end -}}
 
+{{/* Resources of the agent with its limit of memory: given, computed, or none. */}}
 {{- define "portalbd.agentResources" -}}
 {{- $resources := deepCopy .Values.nodeAgent.resources -}}
 {{- $limits := $resources.limits | default dict -}}
 {{- if not (hasKey $limits "memory") -}}
-{{- $_ := set $limits "memory" (printf "%sMi" (include "portalbd.agentMemoryMib" .)) -}}
+{{- $_ := set $limits "memory" (printf "%dMi" (add (include "portalbd.daemonsMemoryMib" . | int64) 256)) -}}
 {{- else if not $limits.memory -}}
 {{- $limits = omit $limits "memory" -}}
 {{- end -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- toYaml $resources -}}
+{{- end -}}
+
+{{/* What memory.max of the daemons' cgroup is to be. */}}
+{{- define "portalbd.daemonsMemoryMax" -}}
+{{- $limits := .Values.nodeAgent.resources.limits | default dict -}}
+{{- if not (hasKey $limits "memory") -}}
+{{ include "portalbd.daemonsMemoryMib" . }}M
+{{- else if not $limits.memory -}}
+max
+{{- else if regexMatch "^[0-9]+[KMGT]i$" (toString $limits.memory) -}}
+{{ $limits.memory | trimSuffix "i" }}
+{{- else -}}
+{{ fail (printf "nodeAgent.resources.limits.memory: '%s' is not a size such as 16Gi" (toString $limits.memory)) }}
+{{- end -}}
+{{- end -}}
+
+{{- define "portalbd.journalSpace" -}}
+{{- if ne (toString .Values.nodeAgent.journalSpace) "" -}}
+{{ .Values.nodeAgent.journalSpace }}
+{{- else -}}
+{{ mul (int64 .Values.csiNode.volumesMax) (add (include "portalbd.journalMib" . | int64) 1) }}Mi
+{{- end -}}
 {{- end -}}
 
 {{/* --- parts of pods --- */}}
