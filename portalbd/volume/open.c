@@ -69,9 +69,7 @@ static void read_table_fiber(void *arg) {
 
 /* Write numbers count within one journal only: another node's "1" says nothing of ours. */
 static void learn_last_write(struct volume *v, const struct segment_meta *m) {
-    if (random_id_is_zero(&v->manifest.journal))
-        return;
-    if (random_id_equal(&m->journal, &v->manifest.journal) || MUTANT("numbers-of-any-journal"))
+    if (!random_id_is_zero(&m->journal) && random_id_equal(&m->journal, &v->manifest.journal))
         v->last_write = MAX(v->last_write, m->last_write);
 }
 

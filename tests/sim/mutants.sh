@@ -22,7 +22,8 @@ count() {
 }
 
 for mutant in ack-before-frontier no-fence no-manifest-check-after-fence trim-rounded-outward \
-    snapshot-ignores-fence-jump; do
+    snapshot-ignores-fence-jump replay-foreign-journal skip-replay replay-off-by-one \
+    replay-below-last-write header-rewritten-at-restart journal-decided-once resume-as-first; do
     count "$sim" --seeds $seeds --mutant $mutant --expect-finding
 done
 if ! "$sim" --seeds 5 >"${TMPDIR:-/tmp}/sim-without-mutant.txt" 2>&1; then
