@@ -6,10 +6,13 @@ Needs root, /dev/fuse and loop devices.
 timeout: 300
 """
 import json
+import mmap
 import os
+import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,13 +20,17 @@ import threading
 import time
 import unittest
 
+import grpc
+
 import testlib
 
 testlib.need_fuse()
 
-from agent_client import BUILD, WAIT_S, Agent, alive, mounted, sh, wait_for  # noqa: E402
+from agent_client import BUILD, WAIT_S, Agent, agent_pb2, alive, mounted, sh, wait_for  # noqa: E402
 
 MIB = 1 << 20
+KERNEL = tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2])
+needs_resend = unittest.skipIf(KERNEL < (6, 9), "a FUSE device ends with its daemon before Linux 6.9")
 SECRET = "portalbd-test-secret"
 FIO = ("--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=1", "--size=48M", "--ioengine=libaio",
        "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--fsync=64",
@@ -266,35 +273,80 @@ class OnFiles(Base):
         self.assertFalse(two.call("GetVolumeHealth", volume_id=volume).abnormal)
         two.detach(volume)
 
-    def test_killed_daemon(self):
-        """Errors at once, FAILED, cleared by detach; what was flushed is there afterwards."""
-        volume = self.volume("v", "128Mi")
+    @needs_resend
+    def test_killed_daemons_under_io(self):
+        """To fio a daemon's death is a pause; so is one of agent and daemon, and an upgrade."""
+        volume = self.volume("v", "256Mi")
         agent = self.agent("node-1")
         device = agent.attach(volume, publish_epoch=1)
         sh("mkfs.ext4", "-q", "-F", device)
+
+        def next_daemon(last):
+            a = agent.attachment(volume)
+            return a.state == agent_pb2.ATTACHED and a.daemon_pid != last
         with mounted(device) as point:
-            with open(f"{point}/kept", "wb") as f:
-                f.write(b"kept")
-                f.flush()
-                os.fsync(f.fileno())
-            os.kill(agent.attachment(volume).daemon_pid, signal.SIGKILL)
-            start = time.monotonic()
-            thread = threading.Thread(target=lambda: sh(
-                "dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct",
-                check=False), daemon=True)
-            thread.start()
-            thread.join(WAIT_S)
-            self.assertFalse(thread.is_alive(), "a read hangs")
-            self.assertLess(time.monotonic() - start, 5)
-            wait_for(lambda: agent.state(volume) == "FAILED", "the state FAILED")
-            self.assertTrue(agent.call("GetVolumeHealth", volume_id=volume).abnormal)
+            fio = subprocess.Popen(["fio", "--name=v", f"--directory={point}", *FIO],
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for round_ in range(4):
+                time.sleep(0.3)
+                pid = agent.attachment(volume).daemon_pid
+                if round_ == 2:
+                    agent.stop(signal.SIGKILL)
+                    agent.start()
+                    wait_for(lambda: agent.state(volume) == "ATTACHED", "the adoption")
+                if round_ == 3:
+                    self.upgrade(agent, volume)
+                else:
+                    os.kill(pid, signal.SIGKILL)
+                wait_for(lambda p=pid: next_daemon(p), "another daemon")
+            out, _ = fio.communicate(timeout=180)
+            self.assertEqual(fio.returncode, 0, out)
+        sh("e2fsck", "-fn", device)
+        self.assertEqual(agent.attachment(volume).restarts, 4)
+        self.assertEqual(agent.attachment(volume).device_path, device)
+        self.assertFalse(agent.call("GetVolumeHealth", volume_id=volume).abnormal)
         agent.detach(volume)
+        self.assertEqual(os.listdir(os.path.join(agent.run_dir, "journals")), [])
+
+    def upgrade(self, agent, volume):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(os.path.join(agent.run_dir, "node-agent.sock"))
+            s.sendall(json.dumps({"v": 1, "id": 1, "verb": "upgrade",
+                                  "args": {"volume": volume}}).encode() + b"\n")
+            with s.makefile() as f:
+                self.assertIn("pause_ms", f.readline())
+
+    def test_killed_agent_and_daemon(self):
+        """Nobody has the FUSE connection any more: errors, FAILED, cleared by detach, which uploads;
+        every write that was acknowledged is there afterwards."""
+        volume = self.volume("v", "128Mi")
+        agent = self.agent("node-1")
         device = agent.attach(volume, publish_epoch=1)
-        sh("e2fsck", "-fp", device, check=False)
-        with mounted(device) as point:
-            with open(f"{point}/kept", "rb") as f:
-                self.assertEqual(f.read(), b"kept")
+        data = os.urandom(MIB)
+        fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+        block = mmap.mmap(-1, MIB)
+        block[:] = data
+        os.pwrite(fd, block, 0)  # and no flush
+        pid = agent.attachment(volume).daemon_pid
+        agent.stop(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        start = time.monotonic()
+        thread = threading.Thread(target=lambda: self.assertRaises(
+            OSError, os.preadv, fd, [block], 0), daemon=True)
+        thread.start()
+        thread.join(WAIT_S)
+        self.assertFalse(thread.is_alive(), "a read hangs")
+        self.assertLess(time.monotonic() - start, 5)
+        agent.start()
+        wait_for(lambda: agent.state(volume) == "FAILED", "the state FAILED")
+        self.assertTrue(agent.call("GetVolumeHealth", volume_id=volume).abnormal)
+        os.close(fd)
         agent.detach(volume)
+        self.assertEqual(os.listdir(os.path.join(agent.run_dir, "journals")), [])
+        two = self.agent("node-2")
+        with open(two.attach(volume, publish_epoch=2), "rb") as f:
+            self.assertEqual(f.read(MIB), data)
+        two.detach(volume)
 
     def test_agent_restarts_under_io(self):
         volume = self.volume("v", "256Mi")
@@ -346,13 +398,26 @@ class OnFiles(Base):
         os.rename(f"{self.dir}/away", f"{self.dir}/store")
         agent.detach(volume)
 
-        agent.attach(volume, publish_epoch=1)
+        # Force gives up, and keeps what it cannot upload: the next attach here has it.
+        device = agent.attach(volume, publish_epoch=1)
         os.rename(f"{self.dir}/store", f"{self.dir}/away")
+        data = os.urandom(MIB)
+        fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+        block = mmap.mmap(-1, MIB)
+        block[:] = data
+        os.pwrite(fd, block, 0)
+        os.close(fd)
+        with self.assertRaises(grpc.RpcError) as failed:
+            agent.call("DetachVolume", volume_id=volume)
+        self.assertRegex(failed.exception.details(), r"writes \d+ to \d+ .*are not in the store")
         start = time.monotonic()
         agent.detach(volume, force=True)
         self.assertLess(time.monotonic() - start, WAIT_S)
+        self.assertEqual(os.listdir(os.path.join(agent.run_dir, "journals")), [f"{volume}.journal"])
         os.rename(f"{self.dir}/away", f"{self.dir}/store")
-        agent.attach(volume, publish_epoch=1)
+        device = agent.attach(volume, publish_epoch=1)
+        with open(device, "rb") as f:
+            self.assertEqual(f.read(MIB), data)
         agent.detach(volume)
 
 
