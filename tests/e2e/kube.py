@@ -152,9 +152,10 @@ def values(**changes):
 
 
 def install(wanted=None, limit=240):
-    """helm install, or upgrade, until all pods are ready and the kubelet knows the driver."""
+    """helm install, or upgrade, until all pods are ready and the kubelet knows the driver. (Helm 4's own way to wait
+    wants new pods also of a DaemonSet that is updated OnDelete.)"""
     helm("upgrade", "--install", "portalbd", CHART, "--namespace", NAMESPACE, "--create-namespace", "--values", "-",
-         "--wait", "--timeout", f"{limit}s", data=json.dumps(wanted or values()), limit=limit + 20)
+         "--wait=legacy", "--timeout", f"{limit}s", data=json.dumps(wanted or values()), limit=limit + 20)
     wait_for("the kubelet knows the driver", registered, 60)
 
 
@@ -198,8 +199,10 @@ def diagnose():
     print("--- pods, claims, volumes")
     print(kubectl("get", "pods,pvc,pv,volumesnapshots,volumeattachments", "-A", "-o", "wide", check=False))
     print("--- warnings")
-    print("\n".join(kubectl("get", "events", "-A", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp",
-                            check=False).splitlines()[-25:]))
+    lines = kubectl("get", "events", "-A", "--field-selector", "type=Warning", "--sort-by=.lastTimestamp",
+                    check=False).splitlines()
+    # The cluster has no DNS, which is said for every pod.
+    print("\n".join([line for line in lines if "MissingClusterDNS" not in line][-25:]))
     for found in get("pods"):
         if found["metadata"]["namespace"] != NAMESPACE:
             continue
