@@ -86,6 +86,21 @@ static int on_detach(struct agent_control *c, const json_t *args, json_t **ret, 
     return rc;
 }
 
+static int on_grow(struct agent_control *c, const json_t *args, json_t **ret, struct err *e) {
+    const char *volume;
+    uint64_t wait_us, size_bytes;
+    int rc = control_arg_string(args, "volume", &volume, e);
+    if (rc == 0)
+        rc = control_arg_u64(args, "size_bytes", &size_bytes, e);
+    if (rc == 0)
+        rc = wait_of(c, args, &wait_us, e);
+    if (rc == 0)
+        rc = agent_grow(c->agent, volume, size_bytes, wait_us, &size_bytes, e);
+    if (rc == 0)
+        *ret = json_pack("{s:I}", "size_bytes", (json_int_t)size_bytes);
+    return rc;
+}
+
 static int on_upgrade(struct agent_control *c, const json_t *args, json_t **ret, struct err *e) {
     const char *volume;
     uint64_t wait_us, pause_us = 0;
@@ -154,7 +169,7 @@ static const struct {
     int (*run)(struct agent_control *c, const json_t *args, json_t **ret, struct err *e);
 } verbs[] = {
     {"attach", on_attach},   {"detach", on_detach}, {"devices", on_devices},
-    {"upgrade", on_upgrade}, {"info", on_info},
+    {"upgrade", on_upgrade}, {"grow", on_grow},     {"info", on_info},
 };
 
 static int handle(void *arg, const char *verb, const json_t *args, json_t **ret_result, int *ret_fd,

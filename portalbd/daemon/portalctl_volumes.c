@@ -180,6 +180,18 @@ int ctl_volume_show(struct ctl *c, struct err *e) {
     return 0;
 }
 
+/* A device's agent grows it, too; other daemons have no device. */
+static int ask_to_grow(struct ctl *c, const char *id, uint64_t size, json_t **ret, struct err *e) {
+    int rc = -ERR_NOT_FOUND;
+    if (ctl_agent_is_live(c))
+        rc = ctl_agent_ask(c, "grow",
+                           json_pack("{s:s,s:I}", "volume", id, "size_bytes", (json_int_t)size),
+                           c->config.timeout_us, ret, e);
+    if (rc == -ERR_NOT_FOUND)
+        rc = ctl_ask(c, id, "grow", json_pack("{s:I}", "size_bytes", (json_int_t)size), ret, e);
+    return rc;
+}
+
 int ctl_volume_grow(struct ctl *c, struct err *e) {
     struct volume_info info;
     uint64_t size;
@@ -198,7 +210,7 @@ int ctl_volume_grow(struct ctl *c, struct err *e) {
     if (!needs_node)
         return 0;
     json_t *answer = NULL;
-    rc = ctl_ask(c, id, "grow", json_pack("{s:I}", "size_bytes", (json_int_t)size), &answer, e);
+    rc = ask_to_grow(c, id, size, &answer, e);
     if (rc == -ERR_NOT_FOUND)
         return err_set(e, -ERR_IN_USE,
                        "the new size is on record, but the volume is open elsewhere: it grows when "
