@@ -1,7 +1,9 @@
 #!/usr/bin/python3
 """A journal in shared memory: what it carries over a daemon's death, what it must not, a device in other hands, and no
 room. timeout: 180"""
+import ctypes
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,18 @@ import unittest
 import testlib
 
 sys.path.insert(0, os.path.join(testlib.ROOT, "tests", "support"))
-from attached import ESHUTDOWN, FLUSH, READ, WRITE, Attached, Gone, Load, Place  # pylint: disable=wrong-import-position
+from attached import ESHUTDOWN, FLUSH, READ, WRITE, Attached, FileLoad, Gone, Load, Place  # pylint: disable=wrong-import-position
 
 MIB = 1 << 20
+
+
+def can_fuse():
+    return os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def resends():
+    """The kernel sends requests that a dead daemon had not answered again: Linux 6.9."""
+    return tuple(int(n) for n in os.uname().release.split(".")[:2]) >= (6, 9)
 
 
 class JournalTest(unittest.TestCase):
@@ -159,26 +170,26 @@ class JournalTest(unittest.TestCase):
     def test_handover(self):
         a = self.serving()
         kernel = a.client
-        load = Load(kernel, 512)
+        load = Load(kernel)
         for _ in range(5):
             before = load.done
             testlib.wait_for(lambda: load.done > before + 100, "the load goes on")
-            answer, sock = a.control("handover")
-            self.assertEqual(answer, {"kind": "nbd"})
+            device = a.hand_over()
             self.assertEqual(a.wait(), 5)
-            a = self.serving("--resume", sock=sock)
-            sock.close()
+            a = self.serving("--resume", **device)
+            device["sock"].close()
         load.end()
-        load.check(kernel)
+        load.check()
         print(f"longest pause of 5 hand-overs: {load.longest_s * 1000:.0f} ms")
         self.assertFalse(self.place.is_closed())
         self.assertEqual(a.stop(), 0)
 
     def test_device(self):
         a = self.serving()
-        answer, sock = a.control("device")
+        answer, fd = a.control("device")
         self.assertEqual(answer, {"kind": "nbd"})
-        sock.close()
+        self.assertEqual(stat.S_IFMT(os.fstat(fd).st_mode), stat.S_IFSOCK)
+        os.close(fd)
         a.client.write(0, b"\x01" * 4096)  # it serves on
         with self.assertRaises(RuntimeError) as unknown:
             a.control("nonsense")
@@ -198,10 +209,10 @@ class JournalTest(unittest.TestCase):
         self.assertEqual(busy.exception.args[0], "BUSY")
         a.client.write(0, b"\x02" * 4096)
         self.place.store_comes_back()
-        _, sock = a.control("handover")
+        device = a.hand_over()
         self.assertEqual(a.wait(), 5)
-        b = self.serving("--journal", "memory", sock=sock)
-        sock.close()
+        b = self.serving("--journal", "memory", **device)
+        device["sock"].close()
         self.assertEqual(a.client.read(0, 4096), b"\x02" * 4096)
         self.assertEqual(b.stop(), 0)
 
@@ -221,12 +232,40 @@ class JournalTest(unittest.TestCase):
         self.place.store_comes_back()
         self.assertEqual(a.client.reply()[1], 0)
         self.assertEqual(a.client._exactly(4096), b"\x01" * 4096)
-        _, sock = a.control("handover")
+        device = a.hand_over()
         self.assertEqual(a.wait(), 5)
-        b = self.serving("--resume", sock=sock)
-        sock.close()
+        b = self.serving("--resume", **device)
+        device["sock"].close()
         self.assertEqual(a.client.read(8192, 4096), b"\x02" * 4096)
         self.assertEqual(b.stop(), 0)
+
+    @unittest.skipUnless(can_fuse(), "needs root and /dev/fuse")
+    def test_fuse(self):
+        """A file of a FUSE mount that somebody writes all the time, without an error."""
+        point = os.path.join(self.folder.name, "device")
+        open(point, "wb").close()
+        fd = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={fd},rootmode=100000,user_id=0,group_id=0,max_read={MIB}".encode()
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.assertEqual(libc.mount(b"test", point.encode(), b"fuse.test", 0, options), 0, ctypes.get_errno())
+        self.mounts.append(point)
+        a = self.serving(fuse_fd=fd)
+        load = FileLoad(point)
+        for i in range(6):
+            before = load.done
+            testlib.wait_for(lambda: load.done > before + 50, "the load goes on")
+            if i % 2:
+                device = a.hand_over()
+                self.assertEqual(a.wait(), 5)
+                a = self.serving("--resume", **device)
+                os.close(device["fuse_fd"])
+            elif resends():
+                a.kill()
+                a = self.serving("--resume", fuse_fd=fd)
+        load.end()
+        print(f"longest pause of 3 deaths and 3 hand-overs: {load.longest_s * 1000:.0f} ms")
+        self.assertEqual(a.stop(), 0)
+        os.close(fd)
 
     # --- no room ---
 

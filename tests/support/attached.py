@@ -1,6 +1,8 @@
 """`portalbd attach` as its parent and the kernel see it: the ready pipe, and an NBD client on a socketpair."""
 import array
 import json
+import mmap
+import multiprocessing
 import os
 import signal
 import socket
@@ -70,20 +72,24 @@ class Client:
 
 class Attached:
     """One daemon. sock: None gives it no device (upload only); `True` a new socketpair, whose other end is .client;
-    a socket: that one."""
+    a socket: that one. fuse_fd: its device instead."""
 
-    def __init__(self, place, *more, sock=True, program="portalbd", env=None, journal=()):
+    def __init__(self, place, *more, sock=True, fuse_fd=None, program="portalbd", env=None):
         self.place = place
         self.client = None
         fds = []
-        if sock is True:
+        if fuse_fd is not None:
+            sock = None
+            fds.append(fuse_fd)
+            more += ("--fuse-fd", str(fuse_fd))
+        elif sock is True:
             ours, sock = socket.socketpair()
             self.client = Client(ours)
         r, w = os.pipe()
         fds.append(w)
         command = [program if "/" in program else os.path.join(BUILD, "bin", program), "attach", "--volume", place.id,
                    *place.store, "--run-dir", place.run_dir, "--state-dir", place.state_dir,
-                   "--ready-fd", str(w), *journal, *more]
+                   "--ready-fd", str(w), *more]
         if sock is not None:
             fds.append(sock.fileno())
             command += ["--nbd-fd", str(sock.fileno())]
@@ -108,7 +114,7 @@ class Attached:
         return line
 
     def control(self, verb, args=None):
-        """The result and the descriptor (or None); an error's code raises."""
+        """The result and the descriptor (or None); an error raises its code and text."""
         with socket.socket(socket.AF_UNIX) as s:
             s.settimeout(WAIT_S)
             folder = os.open(self.place.run_dir, os.O_RDONLY)
@@ -128,7 +134,14 @@ class Attached:
         answer = json.loads(data)
         if "error" in answer:
             raise RuntimeError(answer["error"]["code"], answer["error"]["text"])
-        return answer["result"], (socket.socket(fileno=fds[0]) if fds else None)
+        return answer["result"], (fds[0] if fds else None)
+
+    def hand_over(self):
+        """What the next daemon is started with: sock= or fuse_fd=."""
+        answer, fd = self.control("handover")
+        if answer["kind"] == "fuse":
+            return {"fuse_fd": fd}
+        return {"sock": socket.socket(fileno=fd)}
 
     def status(self):
         return self.control("status")[0]
@@ -195,34 +208,97 @@ class Load(threading.Thread):
     """Writes block after block, each with its number, as long as it may; an error is in .error."""
 
     BLOCK = 4096
+    BLOCKS = 512
 
-    def __init__(self, client, blocks):
+    def __init__(self, client):
         super().__init__(daemon=True)
-        self.client, self.blocks = client, blocks
+        self.client = client
         self.going, self.error, self.done, self.longest_s = True, None, 0, 0
         self.content = {}
         self.start()
 
+    def write(self, off, data):
+        self.client.write(off, data)
+
+    def flush(self):
+        self.client.flush()
+
+    def read(self, off):
+        return self.client.read(off, self.BLOCK)
+
     def run(self):
         try:
             while self.going:
-                block = self.done % self.blocks
+                block = self.done % self.BLOCKS
                 data = struct.pack("<Q", self.done + 1) * (self.BLOCK // 8)
                 began = time.monotonic()
-                self.client.write(block * self.BLOCK, data)
+                self.write(block * self.BLOCK, data)
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
                 self.content[block] = data
                 self.done += 1
                 if self.done % 64 == 0:
-                    self.client.flush()
+                    self.flush()
         except Exception as e:  # pylint: disable=broad-except
             self.error = repr(e)
 
     def end(self):
         self.going = False
         self.join(WAIT_S)
+        assert not self.is_alive(), "a request is not answered"
         assert self.error is None, self.error
 
-    def check(self, client):
+    def check(self):
         for block, data in self.content.items():
-            assert client.read(block * self.BLOCK, self.BLOCK) == data, f"block {block}"
+            assert self.read(block * self.BLOCK) == data, f"block {block}"
+
+
+class FileLoad:
+    """The same on a file, past the page cache, in a process of its own: who starts daemons must not hold the file open,
+    because a child that closes it on its way to exec() waits for the very daemon that it becomes."""
+
+    def __init__(self, path):
+        context = multiprocessing.get_context("fork")
+        self._done, self._longest_s, self._going = context.Value("Q"), context.Value("d"), context.Value("b", 1)
+        self.process = context.Process(target=self._run, args=(path,), daemon=True)
+        self.process.start()
+
+    def _run(self, path):
+        load = _FileWrites(path)
+        while self._going.value and load.error is None:
+            time.sleep(0.005)
+            self._done.value, self._longest_s.value = load.done, load.longest_s
+        load.end()
+        self._done.value, self._longest_s.value = load.done, load.longest_s
+        load.check()
+
+    @property
+    def done(self):
+        return self._done.value
+
+    @property
+    def longest_s(self):
+        return self._longest_s.value
+
+    def end(self):
+        """And everything that was written is read back."""
+        self._going.value = 0
+        self.process.join(WAIT_S)
+        assert self.process.exitcode == 0, f"the load ended with {self.process.exitcode}"
+
+
+class _FileWrites(Load):
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+        self.page = mmap.mmap(-1, self.BLOCK)  # aligned
+        super().__init__(None)
+
+    def write(self, off, data):
+        self.page[:] = data
+        assert os.pwrite(self.fd, self.page, off) == len(data)
+
+    def flush(self):
+        os.fsync(self.fd)
+
+    def read(self, off):
+        assert os.preadv(self.fd, [self.page], off) == self.BLOCK
+        return self.page[:]
