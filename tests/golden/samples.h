@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "portalbd/format/records.h"
+#include "portalbd/volume/journal.h"
+#include "portalbd/volume/volume.h"
 
 struct sample {
     const char *file;
@@ -456,6 +458,87 @@ static int recode_pool(struct buf *out, struct view in, struct err *e) {
     return rc;
 }
 
+/* --- the journal: the file up to its head --- */
+
+static bool golden_reserve(struct journal_memory *m, uint64_t off, uint64_t len) {
+    return off + len <= m->size;
+}
+
+static void golden_punch(struct journal_memory *m, uint64_t off, uint64_t len) {
+    (void)m, (void)off, (void)len;
+}
+
+static struct journal_memory golden_memory(void) {
+    struct journal_memory m = {
+        .size = JOURNAL_SIZE_MIN, .reserve = golden_reserve, .punch = golden_punch};
+    m.base = aligned_alloc(4096, m.size);
+    CHECK(m.base);
+    memset(m.base, 0, m.size);
+    return m;
+}
+
+/* Five writes, of which the store has the first. */
+static void encode_journal(struct buf *out) {
+    struct volume_key own = key_of(ID_VOLUME, "golden", 1);
+    struct random_id id = id_of(0xb2);
+    struct journal_memory m = golden_memory();
+    struct journal *j;
+    struct journal_found found;
+    struct journal_record r;
+    uint8_t data[3 * SECTOR_SIZE];
+    sample_bytes(data, sizeof data, false);
+    must(journal_open(&m, 0, &own, &j, NULL));
+    journal_format(j, &id);
+    must(journal_scan(j, 0, SECTORS_MAX, &found, NULL));
+    journal_recover(j, &found);
+    CHECK(journal_append(j, EXTENT_DATA, 8, 1, data, &r));
+    uint64_t stored = r.end;
+    CHECK(journal_append(j, EXTENT_DATA, 2048, 3, data, &r));
+    CHECK(journal_append(j, EXTENT_ZERO, 0, UINT64_C(1) << 40, NULL, &r));
+    CHECK(journal_append(j, EXTENT_HOLE, SECTORS_MAX - 8, 8, NULL, &r));
+    CHECK(journal_append(j, EXTENT_DATA, 9, 2, data, &r));
+    journal_free_to(j, stored);
+    buf_append(out, m.base, JOURNAL_HEADER_SIZE + journal_head(j));
+    journal_free(j);
+    free(m.base);
+}
+
+static int check_journal(struct journal *j, struct err *e) {
+    struct journal_found found;
+    int rc = journal_scan(j, 1, SECTORS_MAX, &found, e);
+    if (rc < 0 || found.damage.code)
+        return rc < 0 ? rc : err_copy(e, &found.damage);
+    static const uint64_t sectors[] = {2048, 0, SECTORS_MAX - 8, 9};
+    static const uint8_t kinds[] = {EXTENT_DATA, EXTENT_ZERO, EXTENT_HOLE, EXTENT_DATA};
+    uint64_t pos = found.from;
+    for (size_t i = 0; i < ARRAY_LEN(sectors); i++) {
+        struct journal_record r;
+        journal_read(j, pos, &r);
+        CHECK(r.number == i + 2 && r.sector == sectors[i] && r.kind == kinds[i]);
+        pos = r.end;
+    }
+    CHECK(pos == found.end && found.end == journal_head(j) && found.number == 5);
+    return 0;
+}
+
+static int recode_journal(struct buf *out, struct view in, struct err *e) {
+    struct volume_key own = key_of(ID_VOLUME, "golden", 1);
+    struct journal_memory m = golden_memory();
+    CHECK(in.len <= m.size);
+    memcpy(m.base, in.data, in.len);
+    struct journal *j;
+    int rc = journal_open(&m, 0, &own, &j, e);
+    if (rc == 0) {
+        CHECK(!journal_damage(j));
+        rc = check_journal(j, e);
+        journal_free(j);
+    }
+    if (rc == 0)
+        encode_journal(out);
+    free(m.base);
+    return rc;
+}
+
 static const struct sample samples[] = {
     {"segment_raw.bin", encode_segment_raw, recode_segment, false},
     {"segment_lz4.bin", encode_segment_lz4, recode_segment, true},
@@ -472,4 +555,5 @@ static const struct sample samples[] = {
     {"snapshot_deleted.json", encode_tombstone, recode_snapshot, false},
     {"node.json", encode_node, recode_node, false},
     {"pool.json", encode_pool, recode_pool, false},
+    {"journal.bin", encode_journal, recode_journal, false},
 };
