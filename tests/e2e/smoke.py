@@ -6,10 +6,12 @@ import time
 from kube import (DRIVER, ENV, NAMESPACE, Failure, Steps, apply, bound_volume, claim, delete, get, helm, in_node,
                   install, kubectl, phase, pod, pods_of, sh, snapshot, start, values, wait_for)
 
-# Rounds of random writes, each verified; fio ends with an error at the first wrong or failed request.
+# Rounds of random writes, each verified; fio ends with an error at the first wrong or failed request. If nobody says
+# stop, it stops all the same, before the store fills the disk.
 FIO = """
 round=0
 while [ ! -e /stop ]; do
+    [ $round -lt 400 ] || exit 1
     fio --name=verify --filename=/{claim}/fio --size=16m --rw=randwrite --bs=4k --direct=1 --ioengine=psync --fsync=32 \\
         --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=$round --minimal >/out 2>&1 || {{ cat /out; exit 1; }}
     round=$((round + 1))
