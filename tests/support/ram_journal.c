@@ -1,3 +1,5 @@
+/* See ram_journal.h. A memory file: mapped shared while its user lives, privately once it is dead.
+ */
 #include "tests/support/ram_journal.h"
 
 #include <stdlib.h>
