@@ -141,6 +141,16 @@ def manifests():
     check("deploy/manifests", result.returncode and result.stdout + result.stderr + "make manifests writes them")
 
 
+def k3s():
+    """The values in the HelmChart resource are values of the chart, and its chart is of this version."""
+    text = read(TREE, "deploy", "k3s", "portalbd.yaml")
+    values = re.sub(r"^    ", "", text.split("valuesContent: |-\n")[1], flags=re.M)
+    result = template(values.replace("CHANGE-ME", "bucket"))
+    check("deploy/k3s: values", result.returncode and result.stderr)
+    version = re.search(r"^version: (.*)$", read(CHART, "Chart.yaml"), re.M)[1]
+    check("deploy/k3s: version", f"charts/portalbd-{version}.tgz\n  target" not in text and f"not of chart {version}")
+
+
 # --- a cluster that has a snapshot-controller ------------------------------------------------------
 
 
@@ -229,6 +239,7 @@ def main():
     versions()
     options()
     manifests()
+    k3s()
     another_controller()
     print(f"{SUMMARY['passed']} passed, {SUMMARY['failed']} failed, 0 skipped")
     return 1 if SUMMARY["failed"] else 0
