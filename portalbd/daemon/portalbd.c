@@ -259,13 +259,15 @@ static int open_pool(struct daemon *d, struct err *e) {
 
 static void start_fiber(void *arg) {
     struct daemon *d = arg;
-    struct err *e = &d->start_err;
-    int rc = open_pool(d, e);
+    struct err e;
+    int rc = open_pool(d, &e);
     if (rc == 0)
-        rc = d->command == COMMAND_SERVE ? start_serve(d, e) : attach_start(d, e);
+        rc = d->command == COMMAND_SERVE ? start_serve(d, &e) : attach_start(d, &e);
     if (rc == 0)
         service_ready();
-    CHECK(rc == 0 || e->code == rc);
+    else
+        d->start_err = e; /* only then: what went well may have met errors on its way */
+    CHECK(d->start_err.code == rc);
     d->started = true;
     waitq_wake_all(&d->events);
 }
