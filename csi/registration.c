@@ -2,19 +2,23 @@
  * own, so that it neither waits for volumes nor takes a worker from them. */
 #include "csi/registration.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/log.h"
 #include "common/mem.h"
 #include "csi/driver.h"
+#include "csi/rpc/endpoint.h"
 #include "csi/rpc/registration_service.h"
 
 enum { REFUSAL_MAX = 512, STOP_GRACE_MS = 500, STOP_STUCK_MS = 10000 };
 
 struct registration {
     struct rpc_server *server;
+    char *socket; /* as a path */
     char *endpoint;
     struct metrics_group *metrics;
     struct metrics_gauge registered;
@@ -36,6 +40,19 @@ static int get_info(struct rpc_call *call, const Pluginregistration__InfoRequest
     return 0;
 }
 
+/* A kubelet that refused a driver keeps it in its books and never asks again, until something
+ * appears in its folder: so the socket goes and comes. The name in between is one that it ignores.
+ * Refusals come at the kubelet's own pace, which backs off. */
+static void ask_again(const struct registration *r) {
+    const char *name = strrchr(r->socket, '/');
+    size_t dir_len = name ? (size_t)(name + 1 - r->socket) : 0;
+    char *hidden = xasprintf("%.*s.%s", (int)dir_len, r->socket, r->socket + dir_len);
+    if (rename(r->socket, hidden) < 0 || rename(hidden, r->socket) < 0)
+        log_error("the registration socket cannot be shown again", LOG_STR("socket", r->socket),
+                  LOG_STR("error", strerror(errno)));
+    free(hidden);
+}
+
 static int notified(struct rpc_call *call, const Pluginregistration__RegistrationStatus *request,
                     Pluginregistration__RegistrationStatusResponse *response, struct err *e) {
     struct registration *r = rpc_call_user(call);
@@ -51,8 +68,10 @@ static int notified(struct rpc_call *call, const Pluginregistration__Registratio
     if (ok)
         log_info("the kubelet registered the driver", LOG_STR("endpoint", r->endpoint));
     else
-        log_error("the kubelet does not register the driver; it will ask again",
+        log_error("the kubelet does not register the driver; it is made to ask again",
                   LOG_STR("endpoint", r->endpoint), LOG_STR("reason", request->error));
+    if (!ok)
+        ask_again(r);
     return 0;
 }
 
@@ -65,14 +84,19 @@ void registration_free(struct registration *r) {
     rpc_server_free(r->server);
     metrics_group_free(r->metrics);
     pthread_mutex_destroy(&r->mutex);
+    free(r->socket);
     free(r->endpoint);
     free(r);
 }
 
 int registration_start(const struct registration_config *config, struct registration **ret,
                        struct err *e) {
+    const char *path;
+    if (endpoint_path(config->socket, &path, e) < 0)
+        return err_wrap(e, "the kubelet's registration socket");
     struct registration *r = NEW(struct registration);
     pthread_mutex_init(&r->mutex, NULL);
+    r->socket = xstrdup(path);
     r->endpoint = xstrdup(config->endpoint);
     r->metrics = metrics_group_new(config->metrics, NULL);
     metrics_gauge_register(r->metrics, &r->registered, "portalbd_csi_registered",

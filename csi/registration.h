@@ -1,6 +1,6 @@
 /* Tells the kubelet that this driver exists: a socket in its plugins_registry folder, on which it
  * asks who we are and says whether it took us. It watches the folder, so a new kubelet finds us,
- * and one that refused us asks again. */
+ * and one that refused us (the node agent did not answer yet) is made to ask again. */
 #pragma once
 
 #include "common/err.h"

@@ -67,7 +67,13 @@ class Registration(unittest.TestCase):
                          ("CSIPlugin", "/var/lib/kubelet/plugins/x/csi.sock", ["1.0.0"]))
         self.assertRegex(info.name, r"^[a-z.]+$")
         self.assertEqual(self.http("/healthz")[0], 200)
+        before = os.stat(self.socket)
         self.notify(plugin_registered=False, error="no such plugin handler")
+        # A kubelet asks again when the socket appears once more, the same one under its old name.
+        after = os.stat(self.socket)
+        self.assertEqual(before.st_ino, after.st_ino)
+        self.assertGreater(after.st_ctime_ns, before.st_ctime_ns)
+        self.assertEqual([n for n in os.listdir(self.dir.name) if n.startswith(".")], [])
         status, text = self.http("/healthz")
         self.assertEqual(status, 503)
         self.assertIn("no such plugin handler", text)
