@@ -197,6 +197,8 @@ SIM_MUTANTS := $(wildcard tests/sim/mutants.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 CHART_TESTS := $(wildcard tests/chart/test_chart.py)
 SANITY      := $(sort $(wildcard tests/conformance/test_sanity*.sh))
+KERNEL_TEST := $(wildcard tests/kernel/test_kernel.sh)
+KERNEL_RUNS  = $(foreach k,$(1),$(foreach t,suite devices survival,"$(KERNEL_TEST) $k $t"))
 RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY)')
 
 # The same programs with deliberate bugs in them, which tests must find (common/mutant.h).
@@ -205,16 +207,19 @@ mutants:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/mutants MUTANTS=1 $(patsubst $(BUILD)/%,$(BUILD)/mutants/%,$(SIM)) \
 		$(if $(filter portalbd,$(PROGRAMS)),$(BUILD)/mutants/bin/portalbd)
 
-.PHONY: tests-build test test-unit test-sim test-integration sanity asan tsan bench
+.PHONY: tests-build test test-unit test-sim test-integration test-kernel sanity asan tsan bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
-	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) $(REPLAY_RUNS) $(TEST_BINS)
+	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) \
+		$(call KERNEL_RUNS,uml) $(REPLAY_RUNS) $(TEST_BINS)
 test-unit: $(TEST_BINS) replays ## unit, conformance and golden tests, corpora of the fuzzers
 	@$(RUN_TESTS) $(REPLAY_RUNS) $(TEST_BINS)
 test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone
 	@$(if $(SEED),$(SIM) --seed $(SEED) --seeds $(if $(filter command,$(origin SEEDS)),$(SEEDS),1),$(RUN_TESTS) $(SIM_RUN))
 test-integration: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## whole programs, on a real S3 server
 	@$(RUN_TESTS) $(INTEGRATION)
+test-kernel: all $(BUILD)/tests/conformance/attach/test_attach ## nbd devices on kernels of Debian's; KILLS=n UPGRADES=n AGENT_KILLS=n ALL_KILLS=n STOP_S=n
+	@$(RUN_TESTS) --jobs 1 $(call KERNEL_RUNS,uml qemu)
 sanity: all $(BUILD)/tools/ready ## csi-sanity
 	@$(RUN_TESTS) $(SANITY)
 asan: ## every test under the address and undefined behaviour sanitizers, in build-asan

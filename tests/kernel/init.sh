@@ -29,8 +29,10 @@ prepare() {
     mount -t tmpfs tmpfs $new/run
     mkdir -p $new/lib/modules
     cp -r "$PBD_MODULES/$release" $new/lib/modules/
+    chroot $new modprobe -a ext4 xfs # the kernel itself would look for them outside of the layer
     ln -sf /proc/self/fd $new/dev/fd
     ip link set lo up
+    echo 1 >/proc/sys/kernel/printk # the console is for the job's words; dmesg has the kernel's
 }
 
 prepare || off 1

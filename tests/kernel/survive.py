@@ -216,7 +216,7 @@ class Survival:
             self.fio.end()
             say(f"{self.fs}: fio wrote and verified everything {self.fio.runs} times")
         finally:
-            sh("umount", point, check=False)
+            print(sh("umount", point, check=False), end="")
         self.check()
         errors = kernel_errors(mark, self.path)
         need(not errors, "the kernel's log:\n" + "\n".join(errors))
