@@ -18,13 +18,6 @@ RUN mkdir -p build && touch build/deps.mk \
     && install -s -D -t /out/usr/bin build/bin/portalbd build/bin/portalctl build/bin/node-agent build/bin/portalbd-csi
 
 FROM ${BASE}
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="portalbd" \
-    org.opencontainers.image.description="Kubernetes block volumes on S3: CSI driver, node agent, daemon, portalctl" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}"
 ENV DEBIAN_FRONTEND=noninteractive
 # After the libraries: what csi runs on a volume (mkfs, fsck, grow), modprobe for the node agent's nbd.
 RUN apt-get update \
@@ -37,6 +30,14 @@ COPY --from=build /out/ /
 # A program with a library missing, or a tool, is found here and not on a node.
 RUN for program in portalbd portalctl node-agent portalbd-csi; do "$program" --version || exit 1; done \
     && for tool in mkfs.ext4 mkfs.xfs e2fsck resize2fs xfs_growfs modprobe; do command -v "$tool" || exit 1; done
+# Last, so that another revision builds nothing again.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="portalbd" \
+    org.opencontainers.image.description="Kubernetes block volumes on S3: CSI driver, node agent, daemon, portalctl" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
 # For the controller; pods of nodes ask for root themselves.
 USER 65532:65532
 CMD ["portalbd-csi", "--help"]

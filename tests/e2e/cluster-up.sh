@@ -24,8 +24,11 @@ fail() { # what, log
 
 start_node() {
     rm -f "$CLUSTER/node.pid"
-    setsid unshare --net --mount --pid --fork --kill-child "$E2E/node-init.sh" >"$LOGS/node.log" 2>&1 </dev/null 9>&- &
+    exec 8>"$NODE_LOCK"
+    flock -n 8 || die "something of a node is left; see $LOGS/node.log"
+    setsid unshare --net --mount "$E2E/node-keeper.sh" >"$LOGS/node.log" 2>&1 </dev/null 9>&- &
     disown
+    exec 8>&-
     within 10 node_pid >/dev/null || fail "no node" node
 }
 
@@ -150,6 +153,8 @@ evictionHard: {memory.available: "100Mi", nodefs.available: "0%", imagefs.availa
 imageGCHighThresholdPercent: 100
 serializeImagePulls: false
 maxPods: 110
+# Mounted volumes grow when the kubelet looks at their pods again; the default is a minute.
+syncFrequency: 10s
 T
     start kubelet "$LINKS/kubelet" --config "$CLUSTER/kubelet.yaml" --kubeconfig "$CLUSTER/kubelet.kubeconfig" \
         --root-dir /var/lib/kubelet --hostname-override "$NODE" --node-ip "$NODE_IP" --v 2

@@ -1,6 +1,6 @@
 #!/bin/bash
-# PID 1 of the node, in net, mount and PID namespaces of its own (cluster-up.sh makes them): prepares them, says so,
-# and becomes "pause".
+# PID 1 of the node, in net, mount and PID namespaces of its own (node-keeper.sh is in the first two as well): prepares
+# them, says so, and becomes "pause".
 #   mounts: / is shared here, as propagation to pods wants it, and the machine's own mounts stay untouched; /run is a
 #           tmpfs, and what nodes keep on their disk lies in the cluster's folder;
 #   net:    no way out; a node address on a veth pair (not every kernel has dummy devices).
