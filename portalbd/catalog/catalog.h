@@ -110,7 +110,8 @@ int catalog_volume_list(struct catalog *c, const char *token, size_t max, struct
 int catalog_volume_delete(struct catalog *c, const char *id, bool force, struct err *e);
 
 /* Gives the volume to a node: record {node, publish epoch + 1}. To the node that has it already:
- * the stored epoch, nothing is written. First finishes a fencing that somebody left half done.
+ * the stored epoch, nothing is written. First finishes a fencing or restore that somebody left half
+ * done.
  * `steal` takes it from whatever node has it (also anew from the same one): portalctl --steal.
  * ret->record.publish_epoch is what travels to the agent and its daemon.
  * -ERR_NOT_FOUND: no such volume, or no such node is registered (the text says which)
@@ -160,6 +161,18 @@ int catalog_snapshot_get(struct catalog *c, const char *id, struct snapshot_info
                          struct err *e);
 int catalog_snapshot_find(struct catalog *c, const char *name, struct snapshot_info *ret,
                           struct err *e);
+
+/* The volume's content becomes what the snapshot holds; later snapshots stay. What was written
+ * since, and no other snapshot holds, is lost. Only while no client has the volume: it is published
+ * to no node. The record says restoring first, so that this very call, a publish or an unpublish
+ * finishes what died half way. The size never shrinks.
+ * -ERR_NOT_FOUND: no such snapshot or volume (also: the snapshot was deleted meanwhile; then the
+ *   volume is as it was)
+ * -ERR_INVALID: a snapshot of another volume; -ERR_IN_USE: published, the text names the node
+ * -ERR_CORRUPT, -ERR_UNSUPPORTED: the snapshot cannot be read; the volume is as it was.
+ * Costs 18 and no data. */
+int catalog_snapshot_restore(struct catalog *c, const char *snapshot_id, const char *volume_id,
+                             struct volume_info *ret, struct err *e);
 
 struct snapshot_list {
     struct snapshot_info *items; /* owned */

@@ -7,6 +7,9 @@
 
 void catalog_new_id(struct catalog *c, struct random_id *ret);
 
+/* Replaces an owned string. */
+void catalog_set_text(char **text, const char *value);
+
 /* A volume's or snapshot's name: 1..ENTITY_NAME_MAX bytes. -ERR_INVALID. */
 int catalog_check_name(const char *what, const char *name, struct err *e);
 
@@ -32,6 +35,9 @@ int catalog_newest(struct catalog *c, const char *folder,
 /* The newest record under a name's hash; ret->number is 0 when there is none. Costs 2. */
 int volume_record_newest(struct catalog *c, const char *hash, struct volume_record *ret,
                          struct err *e);
+/* Record n. -ERR_NOT_FOUND: never put, or pruned. Costs 1. */
+int volume_record_at(struct catalog *c, const char *hash, uint64_t n, struct volume_record *ret,
+                     struct err *e);
 /* The newest record of a volume that exists: -ERR_NOT_FOUND when that says deleted or is another
  * volume's. Costs 2. */
 int volume_record_by_id(struct catalog *c, const char *id, struct volume_record *ret,
@@ -60,6 +66,16 @@ int volume_identity(struct catalog *c, const struct parsed_id *id,
 /* Finishes a fencing that the record names: complete open with its publish epoch, record ready.
  * -ERR_STALE: the record moved on, read it again. */
 int catalog_finish_fencing(struct catalog *c, struct volume_record *r, struct err *e);
+/* What stands in the way of any change: finishes a fencing or restore that the record names, and
+ * asks to start over with -ERR_STALE. 0: there is none. */
+int catalog_settle(struct catalog *c, struct volume_record *r, struct err *e);
+
+/* --- restore.c --- */
+
+/* Finishes the restore that the record names, in one way or the other (when the snapshot is gone
+ * nothing changes): the record is ready when it returns 0. -ERR_STALE: it moved on, read it again.
+ */
+int catalog_finish_restore(struct catalog *c, struct volume_record *r, struct err *e);
 
 /* --- content.c --- */
 
@@ -77,6 +93,10 @@ void clone_source_release(struct clone_source *s);
 int clone_source_find(struct catalog *c, const char *id, struct clone_source *ret, struct err *e);
 /* Is a snapshot's record still the newest? -ERR_NOT_FOUND. Costs 1, 0 for a volume. */
 int clone_source_check(struct catalog *c, const struct clone_source *s, struct err *e);
+
+/* Of a snapshot: are its record and its root still there? -ERR_NOT_FOUND. Costs 2. */
+int clone_source_root(struct catalog *c, const struct clone_source *s, struct pin_root *ret,
+                      struct err *e);
 
 /* Puts the first manifest of the volume that r describes: empty, or a clone of src (may be NULL).
  * -ERR_EXISTS: it has a first manifest already, which may say deleted. -ERR_NOT_FOUND: the source

@@ -138,9 +138,10 @@ static int commit_clone(struct catalog *c, const struct volume_record *r,
 }
 
 /* The second look at a snapshot: behind our claim its record and its root must both stand; from
- * then on GC sees our claim or its pin. Fills *ret with what becomes our root. */
-static int reread_snapshot(struct catalog *c, const struct clone_source *src, struct pin_root *ret,
-                           struct err *e) {
+ * then on GC sees our claim or its pin. */
+int clone_source_root(struct catalog *c, const struct clone_source *src, struct pin_root *ret,
+                      struct err *e) {
+    CHECK(src->is_snapshot);
     int rc = clone_source_check(c, src, e);
     if (rc < 0)
         return rc;
@@ -167,7 +168,7 @@ static int pin_source(struct catalog *c, const struct clone_source *src,
         return rc;
     if (src->is_snapshot) {
         struct pin_root root;
-        rc = reread_snapshot(c, src, &root, e);
+        rc = clone_source_root(c, src, &root, e);
         if (rc == 0) {
             rc = pin_root_put(c->env, c->store, &src->volume, &pin, commit, &root, e);
             if (rc == 0)
@@ -186,7 +187,7 @@ static int pin_source(struct catalog *c, const struct clone_source *src,
 int volume_content_create(struct catalog *c, const struct volume_record *r,
                           const struct clone_source *src, struct manifest *ret, struct err *e) {
     CHECK(r->number > 0);
-    CHECK(r->state == VOLUME_READY || r->state == VOLUME_FENCING);
+    CHECK(r->state != VOLUME_DELETED);
     if (!src)
         return create_empty(c, r, ret, e);
     struct commit_key commit = {.is_clone = true};

@@ -16,12 +16,6 @@
 
 #include "portalbd/catalog/catalog_internal.h"
 
-static void set_text(char **text, const char *value) {
-    char *copy = xstrdup(value);
-    free(*text);
-    *text = copy;
-}
-
 /* Is the newest manifest closed at the record's publish epoch? Then nobody writes, and nobody that
  * the record does not name will. A volume without content has nothing to fence: closed. */
 static int is_closed(struct catalog *c, const struct volume_record *r, bool *ret, struct err *e) {
@@ -50,22 +44,16 @@ int catalog_finish_fencing(struct catalog *c, struct volume_record *r, struct er
         return rc;
     r->state = VOLUME_READY;
     r->read_only = false;
-    set_text(&r->node, "");
+    catalog_set_text(&r->node, "");
     return volume_record_advance(c, r, e);
 }
 
-/* What stands in the way of any change: finishes a fencing and asks to start over. */
-static int settle(struct catalog *c, struct volume_record *r, struct err *e) {
-    if (r->state == VOLUME_FENCING) {
-        int rc = catalog_finish_fencing(c, r, e);
-        return rc < 0 ? rc : -ERR_STALE;
-    }
-    if (r->state == VOLUME_RESTORING)
-        return err_set(e, -ERR_UNSUPPORTED,
-                       "volume '%s' is being restored by a newer version of portalbd, which has to "
-                       "finish that",
-                       r->name);
-    return 0;
+int catalog_settle(struct catalog *c, struct volume_record *r, struct err *e) {
+    if (r->state != VOLUME_FENCING && r->state != VOLUME_RESTORING)
+        return 0;
+    int rc = r->state == VOLUME_FENCING ? catalog_finish_fencing(c, r, e)
+                                        : catalog_finish_restore(c, r, e);
+    return rc < 0 ? rc : -ERR_STALE;
 }
 
 static int check_node(struct catalog *c, const char *node, struct err *e) {
@@ -82,7 +70,7 @@ static int publish_once(struct catalog *c, const char *id, const char *node, boo
     CLEANUP(volume_record_release) struct volume_record r = {0};
     int rc = volume_record_by_id(c, id, &r, e);
     if (rc == 0)
-        rc = settle(c, &r, e);
+        rc = catalog_settle(c, &r, e);
     if (rc < 0)
         return rc;
     if (!steal && r.node[0] != '\0') {
@@ -100,7 +88,7 @@ static int publish_once(struct catalog *c, const char *id, const char *node, boo
     rc = volume_info_read(c, &r, &info, e);
     if (rc < 0)
         return rc;
-    set_text(&info.record.node, node);
+    catalog_set_text(&info.record.node, node);
     info.record.read_only = read_only;
     rc = volume_record_next_epoch(&info.record, e);
     if (rc == 0)
@@ -137,7 +125,7 @@ static int unpublish_once(struct catalog *c, const char *id, const char *node, s
     if (rc == -ERR_NOT_FOUND)
         return 0;
     if (rc == 0)
-        rc = settle(c, &r, e);
+        rc = catalog_settle(c, &r, e);
     if (rc < 0)
         return rc;
     if (r.node[0] == '\0' || (node && node[0] != '\0' && strcmp(r.node, node) != 0))
@@ -147,7 +135,7 @@ static int unpublish_once(struct catalog *c, const char *id, const char *node, s
     if (rc < 0)
         return rc;
     if (closed) {
-        set_text(&r.node, "");
+        catalog_set_text(&r.node, "");
         r.read_only = false;
         return volume_record_advance(c, &r, e);
     }

@@ -16,6 +16,12 @@ void catalog_new_id(struct catalog *c, struct random_id *ret) {
     env_random(c->env, ret->bytes, sizeof ret->bytes);
 }
 
+void catalog_set_text(char **text, const char *value) {
+    char *copy = xstrdup(value);
+    free(*text);
+    *text = copy;
+}
+
 int catalog_check_name(const char *what, const char *name, struct err *e) {
     if (!name || name[0] == '\0')
         return err_set(e, -ERR_INVALID, "a %s needs a name", what);
@@ -64,6 +70,17 @@ int volume_record_newest(struct catalog *c, const char *hash, struct volume_reco
     char folder[KEY_MAX];
     key_records_prefix(folder, hash);
     return catalog_newest(c, folder, decode, ret, sizeof *ret, e);
+}
+
+int volume_record_at(struct catalog *c, const char *hash, uint64_t n, struct volume_record *ret,
+                     struct err *e) {
+    char key[KEY_MAX];
+    key_record(key, hash, n);
+    CLEANUP_BUF struct buf body = {0};
+    int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
+    if (rc == 0)
+        rc = volume_record_decode(ret, n, buf_view(&body), e);
+    return rc < 0 && rc != -ERR_NOT_FOUND ? err_wrap(e, "%s", key) : rc;
 }
 
 int volume_record_by_id(struct catalog *c, const char *id, struct volume_record *ret,
@@ -129,25 +146,13 @@ static const struct catalog_identity *identity_remember(struct catalog *c,
     return i;
 }
 
-/* The record that created the volume. -ERR_NOT_FOUND: pruned. */
-static int creation_record(struct catalog *c, const struct parsed_id *id, struct volume_record *ret,
-                           struct err *e) {
-    char key[KEY_MAX];
-    key_record(key, id->name_hash, id->number);
-    CLEANUP_BUF struct buf body = {0};
-    int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
-    if (rc == 0)
-        rc = volume_record_decode(ret, id->number, buf_view(&body), e);
-    return rc < 0 && rc != -ERR_NOT_FOUND ? err_wrap(e, "%s", key) : rc;
-}
-
 int volume_identity(struct catalog *c, const struct parsed_id *id,
                     const struct catalog_identity **ret, struct err *e) {
     *ret = identity_find(c, &id->key);
     if (*ret)
         return 0;
     struct volume_record r;
-    int rc = creation_record(c, id, &r, e);
+    int rc = volume_record_at(c, id->name_hash, id->number, &r, e); /* the one that created it */
     if (rc == -ERR_NOT_FOUND)
         rc = volume_record_newest(c, id->name_hash, &r, e);
     if (rc < 0)
