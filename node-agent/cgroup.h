@@ -1,13 +1,14 @@
-/* A cgroup (version 2) for each daemon: what it uses is its own, and what limits the agent, or ends
- * everything in the agent's cgroup, does not reach it. Functions block shortly; any thread. */
+/* A cgroup for each daemon, in every hierarchy that is mounted: what it uses is its own, and what
+ * limits the agent, or ends everything in the agent's cgroup, does not reach it. Functions block
+ * shortly; any thread. */
 #pragma once
 
 #include "common/err.h"
 
 struct cgroups;
 
-/* path: under the mount of cgroup2; NULL or "": none, *ret is NULL. Where it cannot be had that is
- * logged, and *ret is NULL too. */
+/* path: under the mounts of cgroup2 and of cgroups of version 1; NULL or "": none, *ret is NULL.
+ * Where it cannot be had that is logged, and *ret is NULL too. */
 void cgroups_open(const char *path, struct cgroups **ret);
 void cgroups_close(struct cgroups *c); /* NULL is fine, also below */
 

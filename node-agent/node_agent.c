@@ -105,8 +105,8 @@ static const struct option_spec options[] = {
              "something is mounted there; it stays when the agent ends. 0: journals are in the "
              "file system of --run-dir."},
     {"cgroup", OPTION_STRING, offsetof(struct config, cgroup), .arg = "PATH",
-     .help = "Give each daemon a cgroup of its own below this one, which is relative to the mount "
-             "of cgroup2; without it daemons stay in the agent's."},
+     .help = "Give each daemon a cgroup of its own below this one, which is relative to the mounts "
+             "of cgroups; without it daemons stay in the agent's."},
     {"state-dir", OPTION_STRING, offsetof(struct config, state_dir), .arg = "DIR",
      .help = "Where daemons keep journals that were set aside; without it: the daemon's default."},
     {"upgrade", OPTION_ENUM, offsetof(struct config, upgrade), .def = "yes", .choices = no_yes,

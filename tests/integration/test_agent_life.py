@@ -39,12 +39,11 @@ class Refused(Exception):
     """An error of the agent's control socket: "CODE: text"."""
 
 
-def cgroup_mount():
+def cgroup_mounts():
+    """Of version 2 and, where there are any, of version 1."""
     with open("/proc/self/mountinfo", encoding="utf-8") as f:
-        for line in f:
-            if " - cgroup2 " in line and os.access(line.split()[4], os.W_OK):
-                return line.split()[4]
-    return None
+        points = [line.split()[4] for line in f if " - cgroup2 " in line or " - cgroup " in line]
+    return points if all(os.access(p, os.W_OK) for p in points) else []
 
 
 class AgentLife(unittest.TestCase):
@@ -377,6 +376,57 @@ class AgentLife(unittest.TestCase):
         self.agent.detach(VOLUME)
         self.nothing_left()
 
+    def test_health_waits_for_what_an_end_means(self):
+        """A daemon that is silent and not yet gone: no guess, but the truth of a moment later."""
+        self.agent.attach(VOLUME)
+        self.tell("fence", "fade")
+        socket_path = os.path.join(self.agent.run_dir, VOLUME + ".sock")
+        wait_for(lambda: not os.path.exists(socket_path), "a silent daemon")
+        found = []
+        thread = threading.Thread(
+            target=lambda: found.append(self.agent.call("GetVolumeHealth", volume_id=VOLUME)))
+        thread.start()
+        time.sleep(0.3)  # so that it asks before the end
+        self.tell()
+        thread.join()
+        self.assertTrue(found[0].abnormal)
+        self.assertRegex(found[0].message, "^fenced: another writer")
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def fuse_descriptors(self):
+        folder = f"/proc/{self.agent.process.pid}/fd"
+        return sum(os.path.realpath(os.path.join(folder, n)) == "/dev/fuse" for n in os.listdir(folder))
+
+    def test_before_linux_6_9(self):
+        """Where the kernel sends nothing again, a dead daemon is an error at once, and no hang: the
+        agent, however it came by it, keeps no descriptor of a connection that a daemon serves."""
+        older = ["setarch", "--uname-2.6"]
+        if not sh(*older, "uname", "-r", check=False).startswith("2.6."):
+            self.skipTest("setarch cannot show another kernel version here")
+        self.agent.stop()
+        self.agent.wrapper = older
+        self.agent.start()
+        self.assertIn("ends with its daemon", self.ask("info")["backends"][0]["note"])
+        device = self.agent.attach(VOLUME)
+        self.assertEqual(self.fuse_descriptors(), 0)
+        with self.writer(device):
+            for _ in range(2):
+                self.ask("upgrade", volume=VOLUME)
+                self.assertEqual(self.fuse_descriptors(), 0)
+            self.agent.stop(signal.SIGKILL)
+            self.agent.start()
+            self.wait_state("ATTACHED")
+            self.assertEqual(self.fuse_descriptors(), 0)
+        os.kill(self.pid(), signal.SIGKILL)
+        self.wait_state("FAILED")
+        start = time.monotonic()
+        self.assertIn("error", sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1",
+                                  "iflag=direct", check=False, timeout=testlib.WAIT_S))
+        self.assertLess(time.monotonic() - start, 5)
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
     def test_stopped_daemon_is_not_dead(self):
         device = self.agent.attach(VOLUME)
         pid = self.pid()
@@ -402,13 +452,27 @@ class AgentLife(unittest.TestCase):
         self.nothing_left()
 
     def test_daemon_told_to_end(self):
-        """It closes everything; the next one begins anew with the device that stays."""
+        """It closes everything; the next one goes on with the device that stays."""
         device = self.agent.attach(VOLUME)
         with self.writer(device):
             pid = self.pid()
             os.kill(pid, signal.SIGTERM)
             self.wait_served(pid)
-        self.assertEqual(self.starts(), ["", ""])
+        self.assertEqual(self.starts(), ["", "resume"])
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    def test_adopted_daemon_told_to_end(self):
+        """Of one that is no child of ours nobody learns how it ended; the journal shows it."""
+        device = self.agent.attach(VOLUME)
+        self.agent.stop()
+        self.agent.start()
+        self.wait_state("ATTACHED")
+        with self.writer(device):
+            pid = self.pid()
+            os.kill(pid, signal.SIGTERM)
+            self.wait_served(pid)
+        self.assertEqual(self.starts(), ["", "resume"])
         self.agent.detach(VOLUME)
         self.nothing_left()
 
@@ -796,21 +860,26 @@ class AgentLife(unittest.TestCase):
         self.agent.start()
 
     def test_cgroups(self):
-        base = cgroup_mount()
-        if not base:
-            self.skipTest("no cgroup2 that can be written to")
+        mounts = cgroup_mounts()
+        if not mounts:
+            self.skipTest("no cgroups that can be written to")
         path = f"pbd-test-{os.getpid()}"
         self.agent.stop()
         self.agent.args += ["--cgroup", path]
         self.agent.start()
         try:
             self.agent.attach(VOLUME)
-            self.assertIn(f"/{path}/{VOLUME}", read(f"/proc/{self.pid()}/cgroup"))
+            groups = read(f"/proc/{self.pid()}/cgroup").split()
+            self.assertEqual(len(groups), len(mounts))
+            for group in groups:
+                self.assertTrue(group.endswith(f":/{path}/{VOLUME}"), group)
             self.agent.detach(VOLUME)
-            self.assertFalse(os.path.exists(f"{base}/{path}/{VOLUME}"))
+            for mount in mounts:
+                self.assertFalse(os.path.exists(f"{mount}/{path}/{VOLUME}"))
         finally:
-            with contextlib.suppress(OSError):
-                os.rmdir(f"{base}/{path}")
+            for mount in mounts:
+                with contextlib.suppress(OSError):
+                    os.rmdir(f"{mount}/{path}")
 
     def test_cgroup_that_cannot_be(self):
         self.agent.stop()
