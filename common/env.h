@@ -103,3 +103,6 @@ static inline void env_job_submit(struct env *env, struct env_job *job) {
 /* Called by implementations of env, first and last. env_release CHECKs that no fiber is left. */
 void env_init(struct env *env, const struct env_ops *ops);
 void env_release(struct env *env);
+/* Its fibers use the same free stacks as those of `with`, which has the same owner thread: for
+ * programs in which envs come and go. */
+void env_init_sharing_stacks(struct env *env, const struct env_ops *ops, struct env *with);

@@ -1,4 +1,5 @@
-/* Fibers on ucontext(3).
+/* Fibers: ucontext(3) makes a stack's first context; from then on a switch is _setjmp and _longjmp,
+ * because swapcontext makes a system call for the signal mask, which is everybody's here.
  *
  * States of a fiber, and what moves it:
  *
@@ -10,9 +11,12 @@
  * I3 Only resume() enters a fiber, only suspend() and the end leave it; both on the env's owner
  * thread.
  *
- * Stacks are mapped with a guard page below and kept for reuse, STACKS_FREE_MAX at most. */
+ * Stacks are mapped with a guard page below and kept for reuse, STACKS_FREE_MAX at most. A free one
+ * that was used waits in entry() for the next fiber. */
+#undef _FORTIFY_SOURCE /* its longjmp takes a switch to another stack for a mistake */
 #include "common/fiber.h"
 
+#include <setjmp.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -28,6 +32,11 @@
 #if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
 #define FIBER_TSAN 1
 #include <sanitizer/tsan_interface.h>
+#endif
+
+/* Sanitizers follow stacks through swapcontext. */
+#if defined(FIBER_ASAN) || defined(FIBER_TSAN)
+#define FIBER_SWAPCONTEXT 1
 #endif
 
 enum { STACKS_FREE_MAX = 64 };
@@ -46,9 +55,7 @@ struct fiber {
     int wait_result;
     bool cancelled;
     bool uncancellable; /* waits on although cancelled */
-    ucontext_t context;
-    ucontext_t caller;
-    uint8_t *stack; /* mapping: guard page, then FIBER_STACK_SIZE */
+    struct stack *stack;
 #ifdef FIBER_ASAN
     void *asan_fake_stack;
     const void *asan_caller_bottom;
@@ -60,74 +67,161 @@ struct fiber {
 #endif
 };
 
-/* Free stacks: an array, so that a stack's own memory stays untouched. */
-struct stack_pool {
-    size_t count;
-    uint8_t *stacks[STACKS_FREE_MAX];
+/* A place to go on from. */
+struct context {
+#ifdef FIBER_SWAPCONTEXT
+    ucontext_t ucontext;
+#else
+    jmp_buf jump;
+#endif
 };
 
-void env_init(struct env *env, const struct env_ops *ops) {
-    *env = (struct env){.ops = ops};
-    list_init(&env->fibers);
-    env->fiber_stacks = NEW(struct stack_pool);
-}
+/* At the upper end of its own mapping, which begins with a guard page. */
+struct stack {
+    uint8_t *mapping;
+    struct fiber *fiber; /* that runs on it */
+    struct context here; /* once begun: where the stack goes on */
+    struct context caller;
+    ucontext_t start;
+    bool begun;
+};
+enum {
+    STACK_TOP_SIZE = ALIGN_UP(sizeof(struct stack), 64),
+    STACK_USABLE = FIBER_STACK_SIZE - STACK_TOP_SIZE,
+};
+
+/* Free stacks, of all envs that share them. */
+struct stack_pool {
+    size_t users;
+    size_t count;
+    struct stack **stacks; /* owned; STACKS_FREE_MAX for each user */
+};
 
 static size_t guard_size(void) {
     return (size_t)sysconf(_SC_PAGESIZE);
 }
 
-void env_release(struct env *env) {
-    CHECK(list_empty(&env->fibers));
-    struct stack_pool *pool = env->fiber_stacks;
-    for (size_t i = 0; i < pool->count; i++)
-        munmap(pool->stacks[i], guard_size() + FIBER_STACK_SIZE);
-    free(pool);
-    env->fiber_stacks = NULL;
+static void *stack_bottom(const struct stack *s) {
+    return s->mapping + guard_size();
 }
 
-static uint8_t *stack_get(struct env *env) {
-    struct stack_pool *pool = env->fiber_stacks;
-    if (pool->count > 0)
-        return pool->stacks[--pool->count];
-    uint8_t *p = mmap(NULL, guard_size() + FIBER_STACK_SIZE, PROT_READ | PROT_WRITE,
+/* --- switching --- */
+
+/* Goes on at `to`; returns when somebody goes to `from`. */
+static void __attribute__((noinline)) switch_context(struct context *from, struct context *to) {
+#ifdef FIBER_SWAPCONTEXT
+    CHECK(swapcontext(&from->ucontext, &to->ucontext) == 0);
+#else
+    if (_setjmp(from->jump) == 0)
+        _longjmp(to->jump, 1);
+#endif
+}
+
+static void __attribute__((noinline)) begin_context(struct context *from, const ucontext_t *start) {
+#ifdef FIBER_SWAPCONTEXT
+    CHECK(swapcontext(&from->ucontext, start) == 0);
+#else
+    if (_setjmp(from->jump) == 0)
+        setcontext(start);
+#endif
+}
+
+/* All that ever runs at the bottom of a stack: one fiber after the other. */
+static void entry(unsigned hi, unsigned lo) {
+    struct stack *s = (struct stack *)(((uintptr_t)hi << 32) | lo);
+    for (;;) {
+        struct fiber *f = s->fiber;
+#ifdef FIBER_ASAN
+        __sanitizer_finish_switch_fiber(NULL, &f->asan_caller_bottom, &f->asan_caller_size);
+#endif
+        f->fn(f->arg);
+        f->state = FIBER_ENDED;
+#ifdef FIBER_ASAN
+        __sanitizer_start_switch_fiber(NULL, f->asan_caller_bottom, f->asan_caller_size);
+#endif
+#ifdef FIBER_TSAN
+        __tsan_switch_to_fiber(f->tsan_caller, 0);
+#endif
+        switch_context(&s->here, &s->caller);
+    }
+}
+
+/* --- stacks --- */
+
+static struct stack *stack_map(void) {
+    size_t size = guard_size() + FIBER_STACK_SIZE;
+    uint8_t *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     CHECK(p != MAP_FAILED);
     CHECK(mprotect(p, guard_size(), PROT_NONE) == 0);
-    return p;
+    struct stack *s = (void *)(p + size - STACK_TOP_SIZE);
+    s->mapping = p;
+    CHECK(getcontext(&s->start) == 0);
+    s->start.uc_stack.ss_sp = stack_bottom(s);
+    s->start.uc_stack.ss_size = STACK_USABLE;
+    s->start.uc_link = NULL;
+    uintptr_t at = (uintptr_t)s;
+    makecontext(&s->start, (void (*)(void))entry, 2, (unsigned)(at >> 32), (unsigned)at);
+    return s;
 }
 
-static void stack_put(struct env *env, uint8_t *stack) {
+static void stack_unmap(struct stack *s) {
+#ifdef FIBER_ASAN
+    __asan_unpoison_memory_region(stack_bottom(s), FIBER_STACK_SIZE);
+#endif
+    munmap(s->mapping, guard_size() + FIBER_STACK_SIZE);
+}
+
+static struct stack *stack_get(struct env *env) {
     struct stack_pool *pool = env->fiber_stacks;
-#ifdef FIBER_ASAN
-    __asan_unpoison_memory_region(stack + guard_size(), FIBER_STACK_SIZE);
-#endif
-    if (pool->count < STACKS_FREE_MAX)
-        pool->stacks[pool->count++] = stack;
-    else
-        munmap(stack, guard_size() + FIBER_STACK_SIZE);
+    return pool->count > 0 ? pool->stacks[--pool->count] : stack_map();
 }
 
-/* First thing on the new stack. */
-static void entry(unsigned hi, unsigned lo) {
-    struct fiber *f = (struct fiber *)(((uintptr_t)hi << 32) | lo);
-#ifdef FIBER_ASAN
-    __sanitizer_finish_switch_fiber(NULL, &f->asan_caller_bottom, &f->asan_caller_size);
-#endif
-    f->fn(f->arg);
-    f->state = FIBER_ENDED;
-#ifdef FIBER_ASAN
-    __sanitizer_start_switch_fiber(NULL, f->asan_caller_bottom, f->asan_caller_size);
-#endif
-#ifdef FIBER_TSAN
-    __tsan_switch_to_fiber(f->tsan_caller, 0);
-#endif
-    setcontext(&f->caller);
-    abort();
+static void stack_put(struct stack_pool *pool, struct stack *s) {
+    s->fiber = NULL;
+    if (pool->count < pool->users * STACKS_FREE_MAX)
+        pool->stacks[pool->count++] = s;
+    else
+        stack_unmap(s);
 }
+
+static void pool_set_users(struct stack_pool *pool, size_t users) {
+    pool->users = users;
+    while (pool->count > users * STACKS_FREE_MAX)
+        stack_unmap(pool->stacks[--pool->count]);
+    pool->stacks = xrealloc(pool->stacks, users * STACKS_FREE_MAX * sizeof(struct stack *));
+}
+
+void env_init(struct env *env, const struct env_ops *ops) {
+    *env = (struct env){.ops = ops};
+    list_init(&env->fibers);
+    env->fiber_stacks = NEW(struct stack_pool);
+    pool_set_users(env->fiber_stacks, 1);
+}
+
+void env_init_sharing_stacks(struct env *env, const struct env_ops *ops, struct env *with) {
+    *env = (struct env){.ops = ops, .fiber_stacks = with->fiber_stacks};
+    list_init(&env->fibers);
+    struct stack_pool *pool = env->fiber_stacks;
+    pool_set_users(pool, pool->users + 1);
+}
+
+void env_release(struct env *env) {
+    CHECK(list_empty(&env->fibers));
+    struct stack_pool *pool = env->fiber_stacks;
+    pool_set_users(pool, pool->users - 1);
+    if (pool->users == 0) {
+        free(pool->stacks);
+        free(pool);
+    }
+    env->fiber_stacks = NULL;
+}
+
+/* --- states --- */
 
 static void end(struct fiber *f) {
     list_remove(&f->node);
-    stack_put(f->env, f->stack);
+    stack_put(f->env->fiber_stacks, f->stack);
 #ifdef FIBER_TSAN
     __tsan_destroy_fiber(f->tsan_fiber);
 #endif
@@ -144,13 +238,19 @@ static void resume(struct env_event *event) {
     env->fiber_current = f;
 #ifdef FIBER_ASAN
     void *fake_stack = NULL;
-    __sanitizer_start_switch_fiber(&fake_stack, f->stack + guard_size(), FIBER_STACK_SIZE);
+    __sanitizer_start_switch_fiber(&fake_stack, stack_bottom(f->stack), STACK_USABLE);
 #endif
 #ifdef FIBER_TSAN
     f->tsan_caller = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(f->tsan_fiber, 0);
 #endif
-    CHECK(swapcontext(&f->caller, &f->context) == 0);
+    struct stack *s = f->stack;
+    if (s->begun) {
+        switch_context(&s->caller, &s->here);
+    } else {
+        s->begun = true;
+        begin_context(&s->caller, &s->start);
+    }
 #ifdef FIBER_ASAN
     __sanitizer_finish_switch_fiber(fake_stack, NULL, NULL);
 #endif
@@ -169,7 +269,7 @@ static int suspend(struct fiber *f) {
 #ifdef FIBER_TSAN
     __tsan_switch_to_fiber(f->tsan_caller, 0);
 #endif
-    CHECK(swapcontext(&f->context, &f->caller) == 0);
+    switch_context(&f->stack->here, &f->stack->caller);
 #ifdef FIBER_ASAN
     __sanitizer_finish_switch_fiber(f->asan_fake_stack, &f->asan_caller_bottom,
                                     &f->asan_caller_size);
@@ -200,12 +300,7 @@ struct fiber *fiber_start(struct env *env, void (*fn)(void *arg), void *arg) {
     f->event.fn = resume;
     f->timer.fn = on_timeout;
     f->stack = stack_get(env);
-    CHECK(getcontext(&f->context) == 0);
-    f->context.uc_stack.ss_sp = f->stack + guard_size();
-    f->context.uc_stack.ss_size = FIBER_STACK_SIZE;
-    f->context.uc_link = NULL;
-    uintptr_t p = (uintptr_t)f;
-    makecontext(&f->context, (void (*)(void))entry, 2, (unsigned)(p >> 32), (unsigned)p);
+    f->stack->fiber = f;
 #ifdef FIBER_TSAN
     f->tsan_fiber = __tsan_create_fiber(0);
 #endif

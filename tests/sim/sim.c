@@ -4,6 +4,7 @@
  * which seed it was and how to see it again. */
 #include <argp.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -235,6 +236,8 @@ static void show_totals(const struct sim_totals *t, uint64_t runs) {
     SHOW(grows);
     SHOW(checkpoints);
     SHOW(merges);
+    SHOW(gc_rounds);
+    SHOW(gc_deleted);
     SHOW(cache_hits);
     SHOW(cache_misses);
     SHOW(flushes);
@@ -314,6 +317,14 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     }
 }
 
+/* Memory that a dead process of the simulation gives back is the next one's: the kernel need not
+ * know. */
+static void keep_memory(void) {
+    mallopt(M_MMAP_THRESHOLD, 64 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TOP_PAD, 4 << 20);
+}
+
 static void quiet_log(void) {
     log_set_level((enum log_level)(LOG_LEVEL_ERROR + 1));
 }
@@ -326,6 +337,7 @@ int main(int argc, char **argv) {
         .parser = parse,
         .doc = "Runs the engine in a simulated world, one run for each seed."};
     argp_parse(&argp, argc, argv, 0, NULL, &a);
+    keep_memory();
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     if (a.jobs == 0)
         a.jobs = (unsigned)MAX(cpus, 1L);

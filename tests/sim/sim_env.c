@@ -41,10 +41,12 @@ void sim_world_init(struct sim_world *w, uint64_t seed) {
     for (size_t i = 0; i < ARRAY_LEN(w->rng); i++)
         w->rng[i] = spread(&seed);
     list_init(&w->procs);
+    env_init(&w->attic, NULL);
 }
 
 void sim_world_release(struct sim_world *w) {
     CHECK(list_empty(&w->procs));
+    env_release(&w->attic);
     CHECK(w->timers.count == 0);
     timer_heap_release(&w->timers);
 }
@@ -177,7 +179,7 @@ static const struct env_ops sim_env_ops = {
 
 void sim_proc_init(struct sim_proc *p, struct sim_world *w, const char *name) {
     *p = (struct sim_proc){.world = w};
-    env_init(&p->env, &sim_env_ops);
+    env_init_sharing_stacks(&p->env, &sim_env_ops, &w->attic);
     snprintf(p->name, sizeof p->name, "%s", name);
     p->events_tail = &p->events;
     list_push_back(&w->procs, &p->node);

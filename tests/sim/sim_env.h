@@ -24,6 +24,7 @@ struct sim_world {
     uint64_t turns;           /* so far */
     uint64_t digest;          /* of everything that ran: equal for equal seeds */
     bool trace;
+    struct env attic; /* runs nothing: keeps the stacks that processes leave */
 };
 
 void sim_world_init(struct sim_world *w, uint64_t seed);

@@ -186,6 +186,38 @@ static void test_mutex(void **state) {
     assert_int_equal(f->count, 4);
 }
 
+/* Uses its stack, over a wait. */
+static void deep_member(void *arg) {
+    struct fixture *f = arg;
+    volatile uint8_t bytes[64 * 1024];
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (uint8_t)(i * 7);
+    assert_int_equal(fiber_yield(f->env), 0);
+    for (size_t i = 0; i < sizeof bytes; i++)
+        assert_int_equal(bytes[i], (uint8_t)(i * 7));
+    f->count++;
+}
+
+/* Fewer at a time than stacks are kept, and more: new stacks, used ones, ones that are given back.
+ */
+static void reuse_stacks(void *arg) {
+    struct fixture *f = arg;
+    static const int counts[] = {3, 3, 200, 5, 200};
+    for (size_t i = 0; i < ARRAY_LEN(counts); i++) {
+        struct fiber_group g;
+        fiber_group_init(&g, f->env);
+        for (int k = 0; k < counts[i]; k++)
+            fiber_group_start(&g, deep_member, f);
+        assert_int_equal(fiber_group_wait(&g), 0);
+    }
+}
+
+static void test_stacks(void **state) {
+    struct fixture *f = *state;
+    loop_call(f->loop, reuse_stacks, f);
+    assert_int_equal(f->count, 3 + 3 + 200 + 5 + 200);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_wake, setup, teardown),
@@ -195,6 +227,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_group_cancel, setup, teardown),
         cmocka_unit_test_setup_teardown(test_jobs, setup, teardown),
         cmocka_unit_test_setup_teardown(test_mutex, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stacks, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
