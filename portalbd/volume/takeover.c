@@ -108,7 +108,7 @@ static int claim_volume(const struct volume_key *v, const struct manifest *newes
         return err_set(e, -ERR_FENCED, "volume %s was published again (epoch %u, ours is %u)",
                        v->text, stored_epoch, publish_epoch);
     *ret_journal = (struct random_id){0};
-    return journal ? journal->claim(journal, &newest->journal, ret_journal, e) : 0;
+    return journal ? journal->claim(journal, newest, ret_journal, e) : 0;
 }
 
 /* Steps 2 and 3: until a manifest of ours is stored. */

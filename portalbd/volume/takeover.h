@@ -43,9 +43,9 @@ struct takeover {
 void takeover_release(struct takeover *t);
 
 /* Which journal its opener will write to. Asked at step 2 in each round, in the fiber, with the
- * journal that the newest manifest names (zero: none); may wait. An error ends the takeover. */
+ * newest manifest, which names a journal (zero: none); may wait. An error ends the takeover. */
 struct journal_claim {
-    int (*claim)(struct journal_claim *c, const struct random_id *named, struct random_id *ret,
+    int (*claim)(struct journal_claim *c, const struct manifest *newest, struct random_id *ret,
                  struct err *e);
 };
 

@@ -328,6 +328,33 @@ static void resume_without_its_journal(void *arg) {
     w->finished = true;
 }
 
+/* A daemon that was told to end while its device stays: closed, and the journal dropped. */
+static void resume_after_a_clean_close(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    open_volume(w);
+    for (unsigned turn = 0; turn < 12; turn++) {
+        write_some(w, 20);
+        close_volume(w);
+        ram_journal_reset(&w->journal);
+        w->resume = true;
+        open_and_kill(w, turn); /* its journal has an identity before the volume is its own */
+        open_and_kill(w, turn / 2);
+        open_volume(w);
+        check_all(w);
+        write_some(w, 5);
+        kill_daemon(w);
+        open_volume(w);
+        assert_int_equal(replayed(w), 5);
+        check_all(w);
+    }
+    close_volume(w);
+    let_another_in(w); /* our journal is still there: this was not the end of ours */
+    assert_int_equal(try_open(w, &w->journal.memory), -ERR_FENCED);
+    assert_int_equal(w->journal.set_asides, 0);
+    w->finished = true;
+}
+
 static void damage_costs_the_end_only(void *arg) {
     struct world *w = arg;
     create_volume(w);
@@ -420,6 +447,7 @@ SCENARIO(replay_of_many_segments)
 SCENARIO(killed_while_it_opens)
 SCENARIO(another_writer_came)
 SCENARIO(resume_without_its_journal)
+SCENARIO(resume_after_a_clean_close)
 SCENARIO(damage_costs_the_end_only)
 SCENARIO(no_memory_is_a_pause)
 
@@ -430,6 +458,7 @@ int main(void) {
         cmocka_unit_test(test_killed_while_it_opens),
         cmocka_unit_test(test_another_writer_came),
         cmocka_unit_test(test_resume_without_its_journal),
+        cmocka_unit_test(test_resume_after_a_clean_close),
         cmocka_unit_test(test_damage_costs_the_end_only),
         cmocka_unit_test(test_no_memory_is_a_pause),
     };
