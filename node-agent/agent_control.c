@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/mem.h"
+#include "portalbd/control/client.h"
 
 enum {
     PAGE_MAX = 48, /* devices in an answer: a line has 64 KiB */
@@ -191,7 +192,7 @@ int agent_control_start(struct agent *agent, uint64_t wait_us, struct agent_cont
     c->wait_us = wait_us;
     int rc = control_server_start(&(struct control_server_config){.loop = config->loop,
                                                                   .run_dir = config->run_dir,
-                                                                  .volume = AGENT_CONTROL_NAME,
+                                                                  .volume = CONTROL_AGENT_NAME,
                                                                   .handle = handle,
                                                                   .arg = c},
                                   &c->server, e);

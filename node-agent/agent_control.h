@@ -5,8 +5,6 @@
 #include "node-agent/agent.h"
 #include "portalbd/control/server.h"
 
-#define AGENT_CONTROL_NAME "node-agent"
-
 struct agent_control;
 
 /* wait_us: how long a request waits for its work unless it says otherwise. */

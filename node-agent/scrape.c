@@ -12,7 +12,6 @@
 #include <time.h>
 
 #include "common/mem.h"
-#include "node-agent/agent_control.h"
 #include "portalbd/control/client.h"
 
 enum { NAME_MAX_BYTES = 128, PAGES_MAX = 64 };
@@ -176,8 +175,7 @@ void scrape_daemons(const char *run_dir, struct buf *out) {
         return;
     struct scrape *s = scrape_new();
     for (size_t i = 0; i < count; i++) {
-        bool daemon = strcmp(volumes[i], AGENT_CONTROL_NAME) != 0;
-        if (daemon && now_ms() - start < SCRAPE_ALL_MS_MAX)
+        if (now_ms() - start < SCRAPE_ALL_MS_MAX)
             scrape_one(s, run_dir, volumes[i]);
         free(volumes[i]);
     }

@@ -185,6 +185,8 @@ int control_list(const char *run_dir, char ***ret_volumes, size_t *ret_count, st
         size_t len = strlen(entry->d_name), suffix = strlen(CONTROL_SOCKET_SUFFIX);
         if (len <= suffix || strcmp(entry->d_name + len - suffix, CONTROL_SOCKET_SUFFIX) != 0)
             continue;
+        if (strcmp(entry->d_name, CONTROL_AGENT_NAME CONTROL_SOCKET_SUFFIX) == 0)
+            continue;
         volumes = xrealloc(volumes, (count + 1) * sizeof *volumes);
         volumes[count++] = xstrndup(entry->d_name, len - suffix);
     }

@@ -19,6 +19,10 @@ int control_call_fd(const char *run_dir, const char *volume, const char *verb, c
 /* Does a daemon listen for this volume? */
 bool control_is_live(const char *run_dir, const char *volume);
 
+/* In the place of a volume's id this means the node agent, whose socket stands beside those of the
+ * daemons. */
+#define CONTROL_AGENT_NAME "node-agent"
+
 /* Ids of the volumes that have a control socket in this run folder, live or not: an array of count
- * strings, all owned by the caller. No folder: none. */
+ * strings, all owned by the caller. No folder: none. The agent is not among them. */
 int control_list(const char *run_dir, char ***ret_volumes, size_t *ret_count, struct err *e);

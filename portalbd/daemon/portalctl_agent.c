@@ -38,14 +38,15 @@ enum {
 /* --- asking --- */
 
 bool ctl_agent_is_live(const struct ctl *c) {
-    return control_is_live(c->config.run_dir, AGENT);
+    return control_is_live(c->config.run_dir, CONTROL_AGENT_NAME);
 }
 
 int ctl_agent_ask(struct ctl *c, const char *verb, json_t *args, uint64_t wait_us, json_t **ret,
                   struct err *e) {
     if (wait_us)
         json_object_set_new(args, "wait_ms", json_integer((json_int_t)(wait_us / 1000)));
-    int rc = control_call(c->config.run_dir, AGENT, verb, args, wait_us + ANSWER_US, ret, e);
+    int rc = control_call(c->config.run_dir, CONTROL_AGENT_NAME, verb, args, wait_us + ANSWER_US,
+                          ret, e);
     json_decref(args);
     if (rc == -ERR_NOT_FOUND && !ctl_agent_is_live(c))
         return err_set(e, -ERR_TRANSIENT, "no node agent listens in %s", c->config.run_dir);
