@@ -12,6 +12,7 @@
 enum {
     FORCE_GRACE_US = 3 * 1000 * 1000,        /* for a daemon whose device was taken away by force */
     STATUS_US = 1000 * 1000,                 /* for a daemon to say how it is */
+    HEALTH_US = 2 * 1000 * 1000,             /* for health, which a busy daemon delays */
     RECOVERING_NORMAL_US = 10 * 1000 * 1000, /* longer is abnormal */
 };
 
@@ -305,16 +306,31 @@ int agent_grow(struct agent *a, const char *volume, uint64_t size_bytes, uint64_
     return rc;
 }
 
-static void check_attached(struct attachment *at, bool *ret_abnormal, struct attachment_info *ret) {
-    struct err why;
+/* What the daemon says of itself. One that does not answer may be at its end: what that comes to,
+ * the attachment's fiber knows in a moment, and until then nobody does. False: it is not attached
+ * any more. */
+static bool ask_attached(struct attachment *at, bool *ret_abnormal, struct attachment_info *ret) {
+    struct env *env = at->agent->env;
+    uint64_t now = env_now_us(env), deadline = now + HEALTH_US;
     struct daemon_status status;
-    const struct daemon_address to = attachment_address(at, 2 * SECOND_US);
-    int rc = daemon_control_status(&to, &status, &why);
+    struct err why;
+    int rc = -ERR_TIMEOUT;
+    while (at->phase == ATTACHMENT_ATTACHED && rc < 0 && now < deadline) {
+        const struct daemon_address to = attachment_address(at, deadline - now);
+        rc = daemon_control_status(&to, &status, &why);
+        now = env_now_us(env);
+        if (rc < 0 && at->phase == ATTACHMENT_ATTACHED && now < deadline &&
+            waitq_wait_for(env, &at->changed, deadline - now) < 0)
+            break;
+    }
+    if (at->phase != ATTACHMENT_ATTACHED)
+        return false;
     *ret_abnormal = rc < 0 || !status.healthy;
     if (rc < 0)
         snprintf(ret->message, sizeof ret->message, "the daemon does not answer: %.200s", why.text);
     else
         snprintf(ret->message, sizeof ret->message, "%s", status.health);
+    return true;
 }
 
 int agent_health(struct agent *a, const char *volume, bool *ret_abnormal,
@@ -324,11 +340,12 @@ int agent_health(struct agent *a, const char *volume, bool *ret_abnormal,
         return err_set(e, -ERR_NOT_FOUND, "volume '%s' is not attached here", volume);
     at->users++;
     describe(at, ret);
-    *ret_abnormal = at->phase == ATTACHMENT_FAILED ||
-                    (at->phase == ATTACHMENT_RECOVERING &&
-                     env_now_us(a->env) - at->phase_since_us >= RECOVERING_NORMAL_US);
-    if (at->phase == ATTACHMENT_ATTACHED)
-        check_attached(at, ret_abnormal, ret);
+    if (at->phase != ATTACHMENT_ATTACHED || !ask_attached(at, ret_abnormal, ret)) {
+        describe(at, ret);
+        *ret_abnormal = at->phase == ATTACHMENT_FAILED ||
+                        (at->phase == ATTACHMENT_RECOVERING &&
+                         env_now_us(a->env) - at->phase_since_us >= RECOVERING_NORMAL_US);
+    }
     attachment_put(at);
     return 0;
 }

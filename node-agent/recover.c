@@ -9,11 +9,11 @@
  * (what it had acknowledged is lost, so going on would break the order of writes for the filesystem
  * above), or when the kernel's side of the device is over. Then the device fails.
  *
- * A daemon that was told to end (SIGTERM) while its device stays has stored and closed everything;
- * the next one opens the volume like the first.
+ * A daemon that was told to end (SIGTERM) while its device stays has stored and closed everything:
+ * the next one goes on from there.
  *
  * A daemon that is stopped (SIGSTOP, a debugger) is a pause, not a death: nothing here happens. */
-#include <signal.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -36,6 +36,16 @@ static bool needs_descriptor(const struct attachment *at) {
 
 /* --- one try, and the next --- */
 
+/* Whether a copy of it is kept while a daemon serves: not where the backend has said that requests
+ * of a dead daemon are never sent again, for they would hang instead of fail. */
+static bool keeps_descriptor(const struct attachment *at) {
+    const struct agent_config *c = &at->agent->config;
+    for (size_t i = 0; i < c->backend_count; i++)
+        if (c->backends[i].backend == at->backend)
+            return needs_descriptor(at) && !c->backends[i].note[0];
+    return false;
+}
+
 static int recover_once(struct attachment *at, const struct job *until, struct err *e) {
     struct job j = {0};
     int rc = 0;
@@ -45,19 +55,11 @@ static int recover_once(struct attachment *at, const struct job *until, struct e
         rc = attachment_start_daemon(at, false, e);
     if (rc == 0)
         rc = attachment_wait_served(at, until, e);
+    if (rc == 0 && needs_descriptor(at) && !keeps_descriptor(at))
+        attach_link_close(&at->link);
     if (rc == 0)
         rc = job_run(at, &j, job_reattach, e);
     return rc;
-}
-
-/* Whether a copy of it is kept while a daemon has it: not where the backend has said that requests
- * of a dead daemon are never sent again, for they would hang instead of fail. */
-static bool keeps_descriptor(const struct attachment *at) {
-    const struct agent_config *c = &at->agent->config;
-    for (size_t i = 0; i < c->backend_count; i++)
-        if (c->backends[i].backend == at->backend)
-            return needs_descriptor(at) && !c->backends[i].note[0];
-    return false;
 }
 
 /* What another try would not change. */
@@ -134,12 +136,18 @@ void attachment_go_on_recovering(struct attachment *at) {
     }
 }
 
-/* It ended with everything in the store and no journal to go on with: the next daemon opens the
- * volume like the first one. */
-static bool has_ended_clean(const struct attachment *at) {
+/* It ended with everything in the store. */
+static bool has_stored_all(const struct daemon *d) {
+    return d->ours &&
+           (d->exit_code == DAEMON_EXIT_CLEAN || d->exit_code == DAEMON_EXIT_HANDED_OVER);
+}
+
+/* After a handover with a journal in memory the volume stays open and the journal is gone: the next
+ * daemon opens the volume like the first one. */
+static void note_handed_over(struct attachment *at) {
     const struct daemon *d = at->daemon;
-    return d->ours && (d->exit_code == DAEMON_EXIT_CLEAN ||
-                       (d->exit_code == DAEMON_EXIT_HANDED_OVER && at->state.journal_memory));
+    if (at->state.journal_memory && d->ours && d->exit_code == DAEMON_EXIT_HANDED_OVER)
+        at->state.opened = false;
 }
 
 void attachment_on_daemon_end(struct attachment *at) {
@@ -156,9 +164,8 @@ void attachment_on_daemon_end(struct attachment *at) {
         give_up_with(at, "fenced: another writer has the volume");
         return;
     }
-    if (has_ended_clean(at)) {
-        at->state.opened = false;
-    } else if (at->state.journal_memory && !at->state.read_only) {
+    note_handed_over(at);
+    if (at->state.journal_memory && !at->state.read_only && !has_stored_all(at->daemon)) {
         snprintf(text, sizeof text, "the daemon %s, and its journal with it", how);
         give_up_with(at, text);
         return;
@@ -179,8 +186,7 @@ static void await_handed_over(struct attachment *at) {
     if (daemon_wait_exit(at->daemon, HANDED_OVER_US) == -ERR_TIMEOUT)
         log_warn("a daemon does not exit after its handover and is killed",
                  LOG_STR("volume", at->state.volume), LOG_I64("pid", at->daemon->pid));
-    if (has_ended_clean(at))
-        at->state.opened = false;
+    note_handed_over(at);
     attachment_end_daemon(at);
 }
 
@@ -205,7 +211,7 @@ void attachment_upgrade(struct attachment *at) {
     }
     uint64_t start = env_now_us(env);
     if (needs_descriptor(at) && at->link.kernel_fd < 0)
-        at->link.kernel_fd = dup(at->link.daemon_fd);
+        at->link.kernel_fd = fcntl(at->link.daemon_fd, F_DUPFD_CLOEXEC, 0);
     at->backoff_us = 0;
     at->served_since_us = start;
     err_set_text(&at->why, -ERR_BUSY, "its daemon handed over; the next one starts");
@@ -216,8 +222,6 @@ void attachment_upgrade(struct attachment *at) {
         note_upgrade(at, asked, at->agent->stopping ? -ERR_SHUTDOWN : -ERR_IO, &at->why);
         return;
     }
-    if (needs_descriptor(at) && !keeps_descriptor(at))
-        attach_link_close(&at->link);
     at->outdated = false;
     at->pause_us = env_now_us(env) - start;
     metrics_counter_inc(&at->agent->upgrades);

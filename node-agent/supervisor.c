@@ -105,7 +105,7 @@ static bool take_line(struct daemon *d, const char *line, size_t len) {
         d->ready = ready;
         d->size_bytes = size > 0 ? (uint64_t)size : 0;
         d->nbd_flags = (uint16_t)flags;
-        d->journal_memory = strcmp(journal, "shm") != 0;
+        d->journal_memory = strcmp(journal, "memory") == 0;
     }
     json_decref(j);
     return d->ready || d->said.code < 0;

@@ -5,14 +5,13 @@
  *
  *   argv      portalbd attach --volume ID --pools FILE --publish-epoch N --node-id ID --run-dir DIR
  *                 [--fuse-fd 3 | --nbd-fd 3] --ready-fd 4 [--resume] [--state-dir DIR]
- * [--read-only]
- *                 [--cache-size N] [--journal-size N]
+ *                 [--read-only] [--cache-size N] [--journal-size N]
  *   fd 3      the device's descriptor. Without one: upload only, which is to open the volume,
- * replay the journal, store everything, close and exit
+ *             replay the journal, store everything, close and exit
  *   --resume  an earlier daemon of this attachment has owned the volume
  *   fd 4      a pipe for one or two lines of JSON: {"opened":true} once the volume is its own, then
- *             {"ready":true,"size_bytes":N,"nbd_flags":N,"journal":"shm"|"memory"} once it serves,
- *             or {"error":"text","code":"fenced"} before it exits
+ *             {"ready":true,"size_bytes":N,"nbd_flags":N,"journal":"shm"|"memory"|"none"} once it
+ *             serves, or {"error":"text","code":"fenced"} before it exits
  *   secrets   only in FILE (mode 0600)
  *   the end   of the device, which fd 3 shows, the verb "shutdown" of its control socket, or
  *             SIGTERM: drain, flush, clean close; a second signal: give up

@@ -20,11 +20,17 @@
  * most is the backend's (nbd: dead_conn_timeout), unless fail or detach ends it.
  *
  * All functions block (system calls, and requests that the daemon answers) and are called on worker
- * threads, one at a time for each volume, fail apart. attach, grow and detach without force make
- * requests that a daemon has to answer: when it dies or hangs meanwhile, they wait like every other
- * request, for the next daemon or for fail. fail may be called at any time, from another thread; a
- * call that waits then returns with an error, soon. It is how a caller sets a limit. The other
- * functions never wait for a daemon. Volume ids were checked: 1..63 bytes of [A-Za-z0-9._-]. */
+ * threads, for different volumes at the same time. Of one volume, one of prepare, attach and detach
+ * at a time, and one of resume and reattach; discover, grow and fail at any time, and all of these
+ * beside each other. A call that is overtaken by another (the device went meanwhile) returns an
+ * error, and touches no other volume's device.
+ *
+ * attach, grow and detach without force make requests that a daemon has to answer: when it dies or
+ * hangs meanwhile, they wait like every other request, for the next daemon (resume and reattach
+ * beside them) or for fail: a call that waits then returns with an error, soon. It is how a caller
+ * sets a limit. The other functions never wait for a daemon.
+ *
+ * Volume ids were checked: 1..63 bytes of [A-Za-z0-9._-]. */
 #pragma once
 
 #include <sys/types.h>
@@ -86,11 +92,12 @@ struct attach_ops {
                   struct attach_link *link, struct attach_device *ret, struct err *e);
     /* The device is there, its daemon has ended. Fills link->daemon_fd (and what else it needs) for
      * the next. fuse: needs link->kernel_fd (kept since prepare, or a copy that a daemon gave);
-     * -ERR_IO when there is none, or the connection is over. */
+     * -ERR_IO when there is none, or the connection is over. nbd: -ERR_NOT_FOUND when the device is
+     * over. */
     int (*resume)(struct attach_backend *b, const char *volume, struct attach_link *link,
                   struct err *e);
-    /* The next daemon serves. Returns when the kernel really uses it. -ERR_IO: the device is over.
-     */
+    /* The next daemon serves. Returns when the kernel really uses it. The device is over: -ERR_IO
+     * (fuse), -ERR_NOT_FOUND (nbd). */
     int (*reattach)(struct attach_backend *b, const char *volume, const struct attach_how *how,
                     struct attach_link *link, struct err *e);
     /* -ERR_BUSY: mounted, or open by somebody. Nothing there is success. Without force everything

@@ -13,10 +13,11 @@
  *                               ticks; 30 s by default
  *   SERVER_FLAGS                without them no fsync and no discard would ever reach the daemon
  *
- * Two traps. A socket given by RECONFIGURE while the old one is alive is dropped in silence: so we
- * look whether our end of it still exists once we have closed it (reattach). And a device that was
+ * Three traps. A socket given by RECONFIGURE while the old one is alive is dropped in silence: so
+ * we look whether our end of it still exists once we have closed it (reattach). A device that was
  * disconnected stays in sysfs while somebody has it open: such a one counts as gone, which the
- * kernel tells by refusing a RECONFIGURE that changes nothing. */
+ * kernel tells by refusing a RECONFIGURE that changes nothing. And DISCONNECT goes by the number
+ * alone: see the mutex. */
 #include "node-agent/attach/attach.h"
 
 #include <fcntl.h>
@@ -66,7 +67,10 @@ struct nbd_backend {
     struct attach_backend base;
     struct attach_nbd_config config;
 
-    pthread_mutex_t mutex; /* of what follows */
+    /* Guards the list, and which number is whose: held over CONNECT, and from the last look at a
+     * device to its DISCONNECT. Else a call could take away the device of another volume, which
+     * got the number in between. The kernel itself makes such calls one at a time. */
+    pthread_mutex_t mutex;
     struct list_node failed;
 };
 
@@ -191,11 +195,22 @@ static int find(const char *volume, struct nbd_device *ret, bool *ret_alive, str
     return 0;
 }
 
+static int refuse_disconnected(const struct nbd_device *d, struct err *e) {
+    return err_set(e, -ERR_NOT_FOUND, "%s of volume '%s' was disconnected", d->device.path,
+                   d->device.volume);
+}
+
 static int find_alive(const char *volume, struct nbd_device *ret, struct err *e) {
     bool alive;
     int rc = find(volume, ret, &alive, e);
-    if (rc == 0 && !alive)
-        return err_set(e, -ERR_IO, "%s of volume '%s' was disconnected", ret->device.path, volume);
+    return rc == 0 && !alive ? refuse_disconnected(ret, e) : rc;
+}
+
+/* Of a RECONFIGURE: refused because somebody has disconnected the device meanwhile? */
+static int explain(const struct nbd_device *d, int rc, struct err *e) {
+    bool alive;
+    if (rc == -ERR_INVALID && is_alive(d, &alive, NULL) == 0 && !alive)
+        return refuse_disconnected(d, e);
     return rc;
 }
 
@@ -219,6 +234,20 @@ static int nbd_discover(struct attach_backend *b, struct attach_devices *ret, st
     }
     *ret = devices;
     return 0;
+}
+
+/* Nothing, when it is not that volume's any more. */
+static int disconnect_locked(const struct nbd_device *d, struct err *e) {
+    bool alive;
+    int rc = is_alive(d, &alive, e);
+    return rc < 0 || !alive ? rc : nbd_netlink_disconnect(d->index, e);
+}
+
+static int disconnect(struct nbd_backend *n, const struct nbd_device *d, struct err *e) {
+    pthread_mutex_lock(&n->mutex);
+    int rc = disconnect_locked(d, e);
+    pthread_mutex_unlock(&n->mutex);
+    return rc;
 }
 
 /* --- prepare, attach, grow --- */
@@ -266,7 +295,7 @@ static int wait_for_node(const struct nbd_device *d, struct err *e) {
 
 static int nbd_attach(struct attach_backend *b, const char *volume, const struct attach_how *how,
                       struct attach_link *link, struct attach_device *ret, struct err *e) {
-    const struct attach_nbd_config *config = &nbd_of(b)->config;
+    struct nbd_backend *n = nbd_of(b);
     struct nbd_device d = {0};
     CHECK(strlen(volume) < sizeof d.device.volume);
     memcpy(d.device.volume, volume, strlen(volume) + 1);
@@ -276,18 +305,20 @@ static int nbd_attach(struct attach_backend *b, const char *volume, const struct
     const struct nbd_connect c = {.size_bytes = how->size_bytes,
                                   .block_size_bytes = BLOCK_SIZE,
                                   .server_flags = how->nbd_flags,
-                                  .dead_conn_timeout_s = config->dead_conn_timeout_s,
+                                  .dead_conn_timeout_s = n->config.dead_conn_timeout_s,
                                   .backend = d.backend,
                                   .socket = link->kernel_fd};
+    pthread_mutex_lock(&n->mutex);
     int rc = nbd_netlink_connect(&c, &d.index, e);
+    pthread_mutex_unlock(&n->mutex);
     if (rc < 0)
         return rc;
     snprintf(d.device.path, sizeof d.device.path, "/dev/nbd%u", d.index);
-    rc = nbd_sysfs_set_io_timeout(SYSFS, d.index, config->io_timeout_ms, e);
+    rc = nbd_sysfs_set_io_timeout(SYSFS, d.index, n->config.io_timeout_ms, e);
     if (rc == 0)
         rc = wait_for_node(&d, e);
     if (rc < 0) {
-        nbd_netlink_disconnect(d.index, NULL);
+        disconnect(n, &d, NULL);
         return rc;
     }
     close_fd(&link->kernel_fd);
@@ -307,7 +338,7 @@ static int nbd_grow(struct attach_backend *b, const char *volume, uint64_t size_
             .index = d.index, .backend = d.backend, .socket = -1, .size_bytes = size_bytes},
         e);
     if (rc < 0)
-        return rc;
+        return explain(&d, rc, e);
     uint64_t now = nbd_sysfs_size_bytes(SYSFS, d.index);
     if (now < size_bytes)
         return err_set(e, -ERR_STALE, "%s has %llu bytes, not yet %llu", d.device.path,
@@ -358,7 +389,7 @@ static int give_socket(const struct nbd_backend *n, const struct nbd_device *d, 
                                       .dead_conn_timeout_s = n->config.dead_conn_timeout_s},
             e);
         if (rc < 0)
-            return rc;
+            return explain(d, rc, e);
     }
     return 0;
 }
@@ -402,7 +433,7 @@ static void wait_until_gone(const struct nbd_device *d) {
 /* Held exclusively until the end: nobody mounts it meanwhile. Who has it open otherwise (the kernel
  * does not tell) keeps a device whose requests fail, after all that was written has been flushed.
  */
-static int detach_gently(const struct nbd_device *d, struct err *e) {
+static int detach_gently(struct nbd_backend *n, const struct nbd_device *d, struct err *e) {
     CLEANUP_FD int fd = open(d->device.path, O_RDONLY | O_EXCL | O_CLOEXEC);
     if (fd < 0 && errno == EBUSY)
         return refuse_held(d, e);
@@ -412,7 +443,7 @@ static int detach_gently(const struct nbd_device *d, struct err *e) {
         return refuse_held(d, e);
     if (fsync(fd) < 0)
         return err_from_errno(e, errno, "flush %s", d->device.path);
-    int rc = nbd_netlink_disconnect(d->index, e);
+    int rc = disconnect(n, d, e);
     if (rc < 0)
         return rc;
     close_fd(&fd);
@@ -430,14 +461,12 @@ static int detach_dead(const struct nbd_device *d, struct err *e) {
     return 0;
 }
 
-static void keep_failed(struct nbd_backend *n, const char *volume, int fd) {
+static void keep_failed_locked(struct nbd_backend *n, const char *volume, int fd) {
     struct failed_device *f = NEW(struct failed_device);
     CHECK(strlen(volume) < sizeof f->volume);
     memcpy(f->volume, volume, strlen(volume) + 1);
     f->fd = fd;
-    pthread_mutex_lock(&n->mutex);
     list_push_back(&n->failed, &f->node);
-    pthread_mutex_unlock(&n->mutex);
 }
 
 /* volume NULL: of all. */
@@ -456,27 +485,33 @@ static void drop_failed(struct nbd_backend *n, const char *volume) {
 }
 
 static int nbd_detach(struct attach_backend *b, const char *volume, bool force, struct err *e) {
-    drop_failed(nbd_of(b), volume);
+    struct nbd_backend *n = nbd_of(b);
     struct nbd_device d;
     bool alive;
+    drop_failed(n, volume);
     int rc = find(volume, &d, &alive, e);
-    if (rc == -ERR_NOT_FOUND)
-        return 0;
     if (rc < 0)
-        return rc;
+        return rc == -ERR_NOT_FOUND ? 0 : rc;
     if (force)
-        return alive ? nbd_netlink_disconnect(d.index, e) : 0;
-    return alive ? detach_gently(&d, e) : detach_dead(&d, e);
+        rc = disconnect(n, &d, e);
+    else
+        rc = alive ? detach_gently(n, &d, e) : detach_dead(&d, e);
+    if (rc == 0)
+        drop_failed(n, volume); /* of a fail meanwhile */
+    return rc;
 }
 
+/* Opened only afterwards: opening may wait for whoever waits for the daemon. */
 static void nbd_fail(struct attach_backend *b, const char *volume) {
+    struct nbd_backend *n = nbd_of(b);
     struct nbd_device d;
-    if (find_alive(volume, &d, NULL) < 0)
-        return;
-    int fd = open(d.device.path, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0)
-        keep_failed(nbd_of(b), volume, fd);
-    nbd_netlink_disconnect(d.index, NULL);
+    pthread_mutex_lock(&n->mutex);
+    if (find_alive(volume, &d, NULL) == 0 && nbd_netlink_disconnect(d.index, NULL) == 0) {
+        int fd = open(d.device.path, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0)
+            keep_failed_locked(n, volume, fd);
+    }
+    pthread_mutex_unlock(&n->mutex);
 }
 
 static void nbd_close(struct attach_backend *b) {

@@ -7,7 +7,7 @@
  *   I3  On a disk a file survives the node, but the order in which its pages got there does not:
  *       such a file carries the boot id, and one of an earlier boot is emptied, never replayed.
  *   I4  The process may have locked all its memory (mlockall, on fault): punching takes locked
- * pages out of the mapping all the same, which madvise(2) would refuse. */
+ *       pages out of the mapping all the same, which madvise(2) would refuse. */
 #include "portalbd/daemon/journal_file.h"
 
 #include <fcntl.h>

@@ -78,8 +78,8 @@ static const struct option_spec options[] = {
      .help = "Folder of the journals, on a tmpfs; without it journals/ in --run-dir."},
     {"state-dir", OPTION_STRING, offsetof(struct config, state_dir), .arg = "DIR",
      .def = "/var/lib/portalbd",
-     .help = "Folder, on a disk, for journals that were set aside because another writer had the "
-             "volume."},
+     .help = "Folder, on a disk, for journals that must not be replayed: another writer had the "
+             "volume since, or they are damaged."},
     {"cache-size", OPTION_SIZE, offsetof(struct config, cache_size), .def = "64Mi", .min = 1 << 20,
      .max = UINT64_C(1) << 40, .help = "Bytes of RAM cache of each volume."},
     {"journal-size", OPTION_SIZE, offsetof(struct config, journal_size), .def = "64Mi",

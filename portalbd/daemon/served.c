@@ -326,5 +326,5 @@ void served_describe_unsaved(struct served *s, char *text, size_t size) {
 }
 
 const char *served_journal_kind(const struct served *s) {
-    return s->journal || s->target.is_snapshot ? "shm" : "memory";
+    return s->target.is_snapshot ? "none" : s->journal ? "shm" : "memory";
 }

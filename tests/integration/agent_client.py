@@ -37,6 +37,7 @@ class Agent:
         self.log = open(os.path.join(self.run_dir, "log"), "ab")
         self.pools, self.node_id, self.daemon, self.call_wait = pools, node_id, daemon, call_wait
         self.args = list(args)
+        self.wrapper = []  # a program, with arguments, that becomes the agent
         self.socket = os.path.join(self.run_dir, "agent.sock")
         self.process = None
         self.channel = None
@@ -44,7 +45,7 @@ class Agent:
         self.live.add(self)
 
     def start(self):
-        args = [os.path.join(BUILD, "bin", "node-agent"), "--run-dir", self.run_dir, "--endpoint",
+        args = [*self.wrapper, os.path.join(BUILD, "bin", "node-agent"), "--run-dir", self.run_dir, "--endpoint",
                 self.socket, "--node-id", self.node_id, "--pools", self.pools, "--call-wait",
                 self.call_wait]
         args += ["--http-address", "127.0.0.1", "--http-port", "0"]

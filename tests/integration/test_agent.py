@@ -206,6 +206,9 @@ class OnFiles(Base):
         snapshot = json.loads(out[out.index("{"):])["id"]
         self.assertEqual(two.code("AttachVolume", volume_id=snapshot), "INVALID_ARGUMENT")
         copy = two.attach(snapshot, read_only=True)
+        out = sh(os.path.join(BUILD, "bin", "portalctl"), "--pools", self.pools, "--run-dir", two.run_dir,
+                 "-o", "json", "status", snapshot)
+        self.assertEqual(json.loads(out)["journal"]["kind"], "none")
         self.assertEqual(sh("blockdev", "--getro", copy).strip(), "1")
         with mounted(device) as point, mounted(copy, "-o", "ro") as frozen:
             with open(f"{point}/x", "w", encoding="utf-8") as f:
@@ -265,9 +268,16 @@ class OnFiles(Base):
         result = sh("dd", "if=/dev/urandom", f"of={old}", "bs=4k", "count=8", "oflag=direct",
                     "conv=fsync", check=False)
         self.assertIn("error", result)
-        wait_for(lambda: one.call("GetVolumeHealth", volume_id=volume).abnormal, "abnormal health")
-        message = one.call("GetVolumeHealth", volume_id=volume).message
-        self.assertRegex(message, "^fenced: .*[a-z]{3}")
+        told = []  # whenever somebody asks: the same truth
+
+        def failed():
+            told.append(one.call("GetVolumeHealth", volume_id=volume))
+            return one.state(volume) == "FAILED"
+        wait_for(failed, "the state FAILED")
+        told.append(one.call("GetVolumeHealth", volume_id=volume))
+        for health in told:
+            self.assertTrue(health.abnormal)
+            self.assertRegex(health.message, "^fenced: .*[a-z]{3}")
         one.detach(volume)
         sh("dd", "if=/dev/urandom", f"of={new}", "bs=4k", "count=8", "oflag=direct", "conv=fsync")
         self.assertFalse(two.call("GetVolumeHealth", volume_id=volume).abnormal)
@@ -315,6 +325,32 @@ class OnFiles(Base):
                                   "args": {"volume": volume}}).encode() + b"\n")
             with s.makefile() as f:
                 self.assertIn("pause_ms", f.readline())
+
+    @needs_resend
+    def test_daemons_told_to_end_under_io(self):
+        """SIGTERM stores and closes everything; the device goes on, also when its daemon was adopted."""
+        volume = self.volume("v", "256Mi")
+        agent = self.agent("node-1")
+        device = agent.attach(volume, publish_epoch=1)
+        sh("mkfs.ext4", "-q", "-F", device)
+        with mounted(device) as point:
+            fio = subprocess.Popen(["fio", "--name=v", f"--directory={point}", *FIO],
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for round_ in range(4):
+                time.sleep(0.3)
+                pid = agent.attachment(volume).daemon_pid
+                if round_ % 2:
+                    agent.stop()
+                    agent.start()
+                    wait_for(lambda: agent.state(volume) == "ATTACHED", "the adoption")
+                os.kill(pid, signal.SIGTERM)
+                wait_for(lambda p=pid: agent.attachment(volume).daemon_pid != p
+                         and agent.state(volume) == "ATTACHED", "another daemon")
+            out, _ = fio.communicate(timeout=180)
+            self.assertEqual(fio.returncode, 0, out)
+        sh("e2fsck", "-fn", device)
+        self.assertEqual(agent.attachment(volume).device_path, device)
+        agent.detach(volume)
 
     def test_killed_agent_and_daemon(self):
         """Nobody has the FUSE connection any more: errors, FAILED, cleared by detach, which uploads;

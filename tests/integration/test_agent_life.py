@@ -407,7 +407,8 @@ class AgentLife(unittest.TestCase):
         self.agent.stop()
         self.agent.wrapper = older
         self.agent.start()
-        self.assertIn("ends with its daemon", self.ask("info")["backends"][0]["note"])
+        notes = {b["name"]: b["note"] for b in self.ask("info")["backends"]}
+        self.assertIn("ends with its daemon", notes["fuse"])
         device = self.agent.attach(VOLUME)
         self.assertEqual(self.fuse_descriptors(), 0)
         with self.writer(device):

@@ -14,6 +14,7 @@
  *     old          is of another version
  *     deaf         does not say how it is, nor hands anything over
  *     linger       does not end, however it is told, until the word is gone
+ *     fade         ends, and is silent, but its process stays until the word is gone
  *     fail-close   exits with 3 where a clean close was wanted */
 #include <fcntl.h>
 #include <jansson.h>
@@ -203,6 +204,8 @@ static void serve(struct fake *f) {
         fiber_sleep_us(env, LOOK_US);
     f->exit_code = fenced ? EXIT_FENCED : f->handed_over ? EXIT_HANDED_OVER : 0;
     control_server_stop(f->control);
+    while (told(f, "fade"))
+        fiber_sleep_us(env, LOOK_US);
 }
 
 static void open_volume(struct fake *f) {
