@@ -231,7 +231,7 @@ int pin_list_once(struct objstore *s, const struct volume_key *v, struct pin_lis
     return 0;
 }
 
-static bool pin_list_equal(const struct pin_list *a, const struct pin_list *b) {
+bool pin_list_equal(const struct pin_list *a, const struct pin_list *b) {
     if (a->count != b->count)
         return false;
     for (size_t i = 0; i < a->count; i++)

@@ -71,6 +71,7 @@ struct pin_list {
     size_t count;
 };
 void pin_list_release(struct pin_list *l);
+bool pin_list_equal(const struct pin_list *a, const struct pin_list *b);
 /* One LIST; keys that are no pins are passed over. */
 int pin_list_once(struct objstore *s, const struct volume_key *v, struct pin_list *ret,
                   struct err *e);
