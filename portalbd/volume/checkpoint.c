@@ -1,4 +1,4 @@
-/* Checkpoints: memtable -> run -> manifest; merges; everything else that puts a manifest of an open
+/* Checkpoints: memtable -> run -> manifest; everything else that puts a manifest of an open
  * volume.
  *
  *   rotate at a segment boundary -> wait until the frontier has passed it -> run -> manifest
@@ -12,7 +12,7 @@
 #include <stdlib.h>
 
 #include "common/log.h"
-#include "portalbd/volume/run_merge.h"
+#include "portalbd/volume/run_writer.h"
 #include "portalbd/volume/volume_internal.h"
 
 enum { ENTRIES_PER_SLICE = 1024 };
@@ -70,33 +70,6 @@ static int write_run(struct volume *v, struct root_run *ret_run, struct err *e) 
     return rc;
 }
 
-/* Puts a run at the front of a root's list. */
-static void prepend_run(struct root *root, const struct root_run *run) {
-    root->runs = xrealloc(root->runs, (root->run_count + 1) * sizeof *root->runs);
-    memmove(root->runs + 1, root->runs, root->run_count * sizeof *root->runs);
-    root->runs[0] = *run;
-    root->run_count++;
-    CHECK(root->run_count <= ROOT_RUNS_MAX);
-}
-
-static int open_run(struct volume *v, const struct root_run *run, struct run_reader **ret,
-                    struct err *e) {
-    return run_reader_open(v->env, v->store, v->pages, &v->manifest.root.volumes[run->index.volume],
-                           &run->index.id, ret, e);
-}
-
-int open_runs(struct volume *v, struct err *e) {
-    const struct root *root = &v->manifest.root;
-    v->runs = xcalloc(ROOT_RUNS_MAX, sizeof(struct run_reader *));
-    for (size_t i = 0; i < root->run_count; i++) {
-        int rc = open_run(v, &root->runs[i], &v->runs[i], e);
-        if (rc < 0)
-            return rc;
-        v->run_count++;
-    }
-    return 0;
-}
-
 /* fiber. Until the present generation is frozen and all of it is stored. */
 static int freeze(struct volume *v, struct err *e) {
     if (!v->frozen && !v->rotate_wanted)
@@ -115,30 +88,16 @@ static bool nothing_to_do(const struct volume *v) {
            v->manifest.root.tail_count == 0 && v->next_seq == v->manifest.root.next_seq;
 }
 
-/* fiber; manifest_mutex held. */
+/* fiber; both mutexes held. */
 static int put_checkpoint(struct volume *v, struct root_run *run, struct err *e) {
-    struct run_reader *reader = NULL;
-    int rc = run->entry_count > 0 ? open_run(v, run, &reader, e) : 0;
-    if (rc < 0)
-        return rc;
     struct manifest m = next_manifest(v);
     m.root.tail_count = 0;
     m.root.next_seq = v->frozen_last_seq + 1;
     if (!random_id_is_zero(&m.journal))
         m.last_write = v->frozen_last_write;
-    if (reader)
-        prepend_run(&m.root, run);
-    rc = manifest_advance(v, &m, e);
-    if (rc < 0) {
-        if (reader)
-            run_reader_unref(reader);
+    int rc = run_list_insert(v, &m, run, e);
+    if (rc < 0)
         return rc;
-    }
-    if (reader) {
-        memmove(v->runs + 1, v->runs, v->run_count * sizeof(struct run_reader *));
-        v->runs[0] = reader;
-        v->run_count++;
-    }
     memtable_free(v->frozen);
     v->frozen = NULL;
     v->frozen_segments = 0;
@@ -166,54 +125,20 @@ static int checkpoint(struct volume *v, struct err *e) {
     return rc;
 }
 
-/* fiber. All runs become one. Only checkpoints and merges change the list of runs, and both hold
- * checkpoint_mutex. */
-static int merge_runs(struct volume *v, struct err *e) {
-    struct root_run run = {0};
-    int rc = run_merge(v->env, v->store, &v->config.key, v->runs, v->run_count, true, &run, e);
-    if (rc < 0)
-        return rc;
-    run.age = v->manifest.root.runs[0].age;
-    struct run_reader *reader = NULL;
-    rc = run.entry_count > 0 ? open_run(v, &run, &reader, e) : 0;
-    if (rc < 0)
-        return rc;
-    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0) {
-        if (reader)
-            run_reader_unref(reader);
-        return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
-    }
-    struct manifest m = next_manifest(v);
-    m.root.run_count = 0;
-    if (reader)
-        prepend_run(&m.root, &run);
-    rc = manifest_advance(v, &m, e);
-    fiber_mutex_unlock(&v->manifest_mutex);
-    if (rc < 0) {
-        if (reader)
-            run_reader_unref(reader);
-        return rc;
-    }
-    for (size_t i = 0; i < v->run_count; i++)
-        run_reader_unref(v->runs[i]);
-    v->run_count = 0;
-    if (reader)
-        v->runs[v->run_count++] = reader;
-    v->stats.merges++;
-    return 0;
-}
-
 int checkpoint_now(struct volume *v, struct err *e) {
+    int rc = levels_wait_room(v, e);
+    if (rc < 0)
+        return rc;
     if (fiber_mutex_lock(v->env, &v->checkpoint_mutex) < 0)
         return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
-    int rc = checkpoint(v, e);
-    if (rc == 0 && v->run_count > v->config.runs_max)
-        rc = merge_runs(v, e);
-    if (rc == -ERR_NOT_FOUND) { /* a part of a run: whoever deleted it, it was not us */
+    rc = checkpoint(v, e);
+    fiber_mutex_unlock(&v->checkpoint_mutex);
+    if (rc == -ERR_NOT_FOUND) { /* the index of our run: whoever deleted it, it was not us */
         struct err missing = *e;
         rc = read_explain_missing(v, missing.text, e);
     }
-    fiber_mutex_unlock(&v->checkpoint_mutex);
+    if (rc == 0)
+        levels_maybe_start(v);
     return rc;
 }
 
@@ -243,7 +168,8 @@ void checkpoint_maybe_start(struct volume *v) {
 
 int volume_checkpoint(struct volume *v, struct err *e) {
     CHECK(!v->read_only);
-    return checkpoint_now(v, e);
+    int rc = checkpoint_now(v, e);
+    return rc == 0 ? levels_settle(v, false, e) : rc;
 }
 
 int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e) {
@@ -306,11 +232,17 @@ int volume_close(struct volume *v, struct err *e) {
     v->state = VOL_CLOSING;
     if (v->read_only)
         return 0;
-    int rc = drain_write_queue(v, e);
+    int rc = levels_stop(v, e);
+    if (rc == 0)
+        rc = levels_settle(v, true, e);
+    if (rc == 0)
+        rc = drain_write_queue(v, e);
     if (rc == 0)
         rc = write_wait_durable(v, v->last_write, e);
     if (rc == 0)
         rc = checkpoint_now(v, e);
+    if (rc == 0)
+        rc = levels_settle(v, true, e);
     if (rc == 0)
         rc = put_closed(v, e);
     CHECK(rc < 0 || journal_head(v->journal) == journal_tail(v->journal));

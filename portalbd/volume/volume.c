@@ -117,6 +117,7 @@ void volume_break(struct volume *v, enum volume_state state, const struct err *w
     v->pending++;
     env_post(v->env, &v->broken_event);
     write_fail_all(v, volume_refusal(v));
+    waitq_wake_all(&v->levels_changed);
 }
 
 /* --- life --- */
@@ -149,6 +150,8 @@ struct volume *volume_new(const struct volume_config *config) {
     v->cache = ram_cache_new(c->cache_size);
     v->pages = page_cache_new(c->env, c->store, PAGE_CACHE_SIZE);
     list_init(&v->misses);
+    list_init(&v->merges);
+    waitq_init(&v->levels_changed);
     list_init(&v->fibers);
     fiber_mutex_init(&v->checkpoint_mutex);
     fiber_mutex_init(&v->manifest_mutex);

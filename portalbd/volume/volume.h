@@ -53,7 +53,7 @@ struct volume_config {
     uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */
     uint32_t checkpoint_segments; /* 0: 256 */
     uint32_t checkpoint_extents;  /* 0: 128k */
-    uint32_t runs_max;            /* more runs than this are merged into one; 0: 8 */
+    uint32_t runs_max;            /* more runs than this are merged whatever it costs; 0: 8 */
     /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
      * NULL. */
     void (*on_broken)(void *arg, const struct err *why);
@@ -82,7 +82,7 @@ int volume_flush(struct volume *v, struct err *e);
 /* fiber. Makes it at least size_bytes (a multiple of 4096) large; the manifest is stored when it
  * returns 0. */
 int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e);
-/* fiber. Checkpoints what is in memory now; merges runs when there are too many. */
+/* fiber. Checkpoints what is in memory now; carries out the merges that are due. */
 int volume_checkpoint(struct volume *v, struct err *e);
 /* fiber. Flush, checkpoint, closed manifest. Requests that come meanwhile are refused with
  * -ERR_SHUTDOWN. Cancelling the fiber gives up: what is not uploaded stays in the journal. When it

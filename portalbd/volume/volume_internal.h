@@ -3,7 +3,7 @@
  *
  * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · replay.c the journal at
  * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads, block status ·
- * checkpoint.c memtable -> run -> manifest, merges, grow, close. */
+ * checkpoint.c memtable -> run -> manifest, grow, close · levels.c the list of runs, merges. */
 #pragma once
 
 #include "common/fiber.h"
@@ -113,6 +113,11 @@ struct volume {
     size_t run_count;
     struct list_node misses; /* struct read_op */
 
+    /* Merges. */
+    struct list_node merges;     /* struct merge, under way */
+    struct waitq levels_changed; /* fibers: the list of runs, or what merges */
+    uint64_t merge_barrier_age;  /* no merge takes runs from both sides of it; 0: none */
+
     /* Checkpoints and manifests. */
     struct fiber_mutex checkpoint_mutex;
     struct fiber_mutex manifest_mutex;
@@ -182,6 +187,30 @@ int checkpoint_now(struct volume *v, struct err *e); /* fiber */
  * v->manifest; takes m over. */
 int manifest_advance(struct volume *v, struct manifest *m, struct err *e);
 
+/* --- levels.c --- */
+int open_runs(struct volume *v, struct err *e); /* fiber. run readers for manifest.root.runs */
+/* fiber; checkpoint_mutex and manifest_mutex held. m: a changed copy of v->manifest, number + 1,
+ * whose runs are still those of v->manifest. Puts it with runs [pos, pos + removed) replaced by
+ * `run` (entry_count 0: by nothing) and changes v->runs with it. Takes m over. */
+int run_list_replace(struct volume *v, struct manifest *m, size_t pos, size_t removed,
+                     const struct root_run *run, struct err *e);
+/* The same for one more run: at its age, in front of those of the same age. Ask run_list_full
+ * first, unless it is a checkpoint's. */
+int run_list_insert(struct volume *v, struct manifest *m, const struct root_run *run,
+                    struct err *e);
+bool run_list_full(const struct volume *v);
+/* Between these two no merge takes runs from both sides of `age`: those of this age or older, and
+ * newer ones. To be called when the newest run has this age. One at a time. */
+void levels_hold(struct volume *v, uint64_t age);
+void levels_release(struct volume *v);
+/* Starts the merges that are due, in the background. */
+void levels_maybe_start(struct volume *v);
+/* fiber. Until one more run is no burden for reads. Without checkpoint_mutex. */
+int levels_wait_room(struct volume *v, struct err *e);
+/* fiber. Until no merge is under way or due (only_fewer: until there are at most runs_max runs). */
+int levels_settle(struct volume *v, bool only_fewer, struct err *e);
+int levels_stop(struct volume *v, struct err *e); /* fiber. Gives merges up; when closing */
+
 /* --- replay.c --- */
 /* The journal while the volume is being taken over. */
 struct journal_opening {
@@ -194,6 +223,3 @@ int journal_opening_init(struct journal_opening *o, const struct volume_config *
                          uint64_t size, struct err *e);
 /* fiber. Step 6; last_write is that of manifest and log. */
 int journal_replay(struct volume *v, struct err *e);
-
-/* --- open.c --- */
-int open_runs(struct volume *v, struct err *e); /* fiber. run readers for manifest.root.runs */
