@@ -48,7 +48,8 @@ static const struct option_spec options[] = {
              "is in use, and without waiting for the store; what is not stored yet stays in the "
              "journal of this node, until the volume is attached here again."},
     {"yes", OPTION_BOOL, offsetof(struct ctl_config, yes), .letter = 'y',
-     .commands = OPTION_FOR(POOL_DELETE), .help = "Really: every volume and snapshot is lost."},
+     .commands = OPTION_FOR(POOL_DELETE) | OPTION_FOR(SNAPSHOT_RESTORE),
+     .help = "Really: do not ask. Without a terminal there is nobody to ask, and nothing is done."},
     {"backend", OPTION_ENUM, offsetof(struct ctl_config, backend), .letter = 'b',
      .group = "Devices", .def = "auto", .choices = ctl_backend_names,
      .commands = OPTION_FOR(ATTACH),
@@ -98,6 +99,9 @@ static const struct option_command commands[] = {
                        "volume"},
     [SNAPSHOT_SHOW] = {"snapshot show", "SNAPSHOT", 1, 1, "one snapshot"},
     [SNAPSHOT_DELETE] = {"snapshot delete", "SNAPSHOT", 1, 1, "delete it"},
+    [SNAPSHOT_RESTORE] = {"snapshot restore", "SNAPSHOT", 1, 1,
+                          "its volume, which nobody may have, goes back to it; later snapshots "
+                          "stay"},
     [STATUS] = {"status", "[VOLUME]", 0, 1, "how volumes that this node serves are"},
     [STATS] = {"stats", "VOLUME", 1, 1, "counters of the daemon that serves the volume here"},
     [FLUSH] = {"flush", "VOLUME", 1, 1, "wait until everything written is in the store"},
@@ -168,6 +172,7 @@ static int (*const handlers[])(struct ctl *c, struct err *e) = {
     [SNAPSHOT_LIST] = ctl_snapshot_list,
     [SNAPSHOT_SHOW] = ctl_snapshot_show,
     [SNAPSHOT_DELETE] = ctl_snapshot_delete,
+    [SNAPSHOT_RESTORE] = ctl_snapshot_restore,
     [STATUS] = ctl_status,
     [STATS] = ctl_stats,
     [FLUSH] = ctl_flush,

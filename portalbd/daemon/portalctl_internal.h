@@ -51,6 +51,7 @@ enum ctl_command {
     SNAPSHOT_LIST,
     SNAPSHOT_SHOW,
     SNAPSHOT_DELETE,
+    SNAPSHOT_RESTORE,
     STATUS,
     STATS,
     FLUSH,
@@ -96,6 +97,7 @@ int ctl_snapshot_create(struct ctl *c, struct err *e);
 int ctl_snapshot_list(struct ctl *c, struct err *e);
 int ctl_snapshot_show(struct ctl *c, struct err *e);
 int ctl_snapshot_delete(struct ctl *c, struct err *e);
+int ctl_snapshot_restore(struct ctl *c, struct err *e);
 int ctl_status(struct ctl *c, struct err *e);
 int ctl_stats(struct ctl *c, struct err *e);
 int ctl_flush(struct ctl *c, struct err *e);
@@ -183,3 +185,8 @@ void ctl_use_run_pools(struct ctl *c, const char *pool);
 
 void ctl_print_result(const struct ctl *c);
 void ctl_format_bytes(uint64_t bytes, char *text, size_t size);
+void ctl_format_time(uint64_t unix_ms, char *text, size_t size); /* UTC */
+/* What is about to be lost: asks on a terminal; elsewhere -ERR_INVALID unless --yes is there.
+ * Blocks.
+ */
+int ctl_confirm(const struct ctl *c, struct err *e, const char *format, ...) PRINTF_LIKE(3, 4);

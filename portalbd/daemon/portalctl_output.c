@@ -1,8 +1,10 @@
-/* portalctl: results as a table or as JSON, on stdout. */
+/* portalctl: results as a table or as JSON, on stdout; questions on the terminal. */
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/mem.h"
 #include "portalbd/daemon/portalctl_internal.h"
@@ -21,6 +23,12 @@ void ctl_format_bytes(uint64_t bytes, char *text, size_t size) {
              units[unit]);
 }
 
+void ctl_format_time(uint64_t unix_ms, char *text, size_t size) {
+    time_t seconds = (time_t)(unix_ms / 1000);
+    struct tm tm;
+    strftime(text, size, "%Y-%m-%d %H:%M:%S", gmtime_r(&seconds, &tm));
+}
+
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), k = strlen(end);
     return n >= k && strcmp(text + n - k, end) == 0;
@@ -36,9 +44,7 @@ static void format_value(const char *name, const json_t *value, char *text, size
     } else if (json_is_integer(value) && ends_with(name, "bytes")) {
         ctl_format_bytes(number, text, size);
     } else if (json_is_integer(value) && ends_with(name, "_ms")) {
-        time_t seconds = (time_t)(number / 1000);
-        struct tm tm;
-        strftime(text, size, "%Y-%m-%d %H:%M:%S", gmtime_r(&seconds, &tm));
+        ctl_format_time(number, text, size);
     } else {
         char *dump = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
         snprintf(text, size, "%s", dump ? dump : "?");
@@ -104,4 +110,22 @@ void ctl_print_result(const struct ctl *c) {
     } else {
         print_members(c->result, 0);
     }
+}
+
+/* --- questions --- */
+
+int ctl_confirm(const struct ctl *c, struct err *e, const char *format, ...) {
+    char what[ERR_TEXT_MAX / 2], answer[16] = "";
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    if (c->config.yes)
+        return 0;
+    if (!isatty(STDIN_FILENO))
+        return err_set(e, -ERR_INVALID, "%s; say --yes", what);
+    fprintf(stderr, "%s. Go on? [y/N] ", what);
+    if (fgets(answer, sizeof answer, stdin) && (answer[0] == 'y' || answer[0] == 'Y'))
+        return 0;
+    return err_set(e, -ERR_INVALID, "nothing was done");
 }

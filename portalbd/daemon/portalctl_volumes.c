@@ -60,10 +60,9 @@ int ctl_pool_delete(struct ctl *c, struct err *e) {
     enum { BATCH = OBJ_LIST_MAX };
     char pool_key[KEY_MAX];
     uint64_t deleted = 0;
-    if (!c->config.yes)
-        return err_set(e, -ERR_INVALID,
-                       "pool delete: every volume and snapshot of the pool is lost; say --yes");
-    int rc = ctl_need_pool(c, e);
+    int rc = ctl_confirm(c, e, "every volume and snapshot of the pool is lost");
+    if (rc == 0)
+        rc = ctl_need_pool(c, e);
     key_pool(pool_key);
     static const char *const prefixes[] = {"volumes/", "snapshots/", "records/", "nodes/", ""};
     for (size_t i = 0; rc == 0 && i < ARRAY_LEN(prefixes); i++) {
@@ -304,6 +303,52 @@ int ctl_snapshot_delete(struct ctl *c, struct err *e) {
     rc = catalog_snapshot_delete(c->catalog, info.id, e);
     snapshot_info_release(&info);
     return rc;
+}
+
+/* The volume that a snapshot was cut from; nobody may have it, and the user knows what goes. */
+static int may_restore(struct ctl *c, const struct snapshot_info *s, struct err *e) {
+    struct volume_info v;
+    char when[32];
+    int rc = catalog_volume_get(c->catalog, s->source_id, &v, e);
+    if (rc == -ERR_NOT_FOUND)
+        return err_set(
+            e, rc,
+            "volume '%s' of snapshot '%s' does not exist any more: portalctl volume clone "
+            "%s NAME makes a new one",
+            s->record.source_name, s->record.name, s->record.name);
+    if (rc < 0)
+        return rc;
+    ctl_format_time(s->record.created_ms, when, sizeof when);
+    if (v.record.node[0]) /* the catalog refuses, and says what to do */
+        rc = 0;
+    else if (control_is_live(c->config.run_dir, s->source_id))
+        rc = err_set(e, -ERR_IN_USE,
+                     "volume '%s' is served on this node: stop portalbd serve, or detach it",
+                     v.record.name);
+    else
+        rc = ctl_confirm(c, e,
+                         "volume '%s' goes back to '%s' of %s UTC; what was written since is lost, "
+                         "but for other snapshots",
+                         v.record.name, s->record.name, when);
+    volume_info_release(&v);
+    return rc;
+}
+
+int ctl_snapshot_restore(struct ctl *c, struct err *e) {
+    struct snapshot_info s;
+    struct volume_info v;
+    int rc = ctl_find_snapshot(c, c->argv[0], &s, e);
+    if (rc < 0)
+        return rc;
+    rc = may_restore(c, &s, e);
+    if (rc == 0)
+        rc = catalog_snapshot_restore(c->catalog, s.id, s.source_id, &v, e);
+    snapshot_info_release(&s);
+    if (rc < 0)
+        return rc;
+    c->result = encode_volume(&v);
+    volume_info_release(&v);
+    return 0;
 }
 
 int ctl_gc(struct ctl *c, struct err *e) {

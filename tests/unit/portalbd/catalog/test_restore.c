@@ -352,6 +352,49 @@ static void test_unreadable(void **state) {
     pool_fixture_run(*state, unreadable, *state);
 }
 
+/* --- a snapshot that goes before the volume is ours --- */
+
+static void set_up_slow(void *arg) {
+    struct stage *st = arg;
+    struct fault_rule rule = {.kind = FAULT_DELAY,
+                              .verbs = 1u << OBJ_PUT,
+                              .key_part = "/manifest/",
+                              .times = 1,
+                              .delay_us_min = 60 * 1000 * 1000,
+                              .delay_us_max = 60 * 1000 * 1000};
+    tell(&st->f, &st->story);
+    objstore_fault_add(st->f.delays, &rule);
+}
+
+/* A collector may still be at work, and delete what the snapshot held. */
+static void delete_meanwhile(void *arg) {
+    struct stage *st = arg;
+    struct err e;
+    fiber_sleep_us(st->f.env, 1000 * 1000);
+    assert_false(st->ended);
+    ok(catalog_snapshot_delete(&st->f.catalog, st->story.early, &e), &e);
+}
+
+static void nothing_changed(void *arg) {
+    struct stage *st = arg;
+    assert_int_equal(st->rc, -ERR_NOT_FOUND);
+    assert_int_equal(at_rest(&st->f, &st->story), 9);
+}
+
+static void test_root_behind_open(void **state) {
+    (void)state;
+    static struct stage st;
+    st = (struct stage){0};
+    pool_fixture_init(&st.f, 1);
+    pool_fixture_run(&st.f, set_up_slow, &st);
+    fiber_start(st.f.env, run_restore, &st);
+    fiber_start(st.f.env, delete_meanwhile, &st);
+    virtual_env_run(&st.f.venv);
+    assert_true(st.ended);
+    pool_fixture_run(&st.f, nothing_changed, &st);
+    pool_fixture_release(&st.f);
+}
+
 /* --- several at once --- */
 
 struct crowd {
@@ -426,6 +469,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_condemned, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
+        cmocka_unit_test(test_root_behind_open),
         cmocka_unit_test(test_deaths),
         cmocka_unit_test(test_crowd),
     };
