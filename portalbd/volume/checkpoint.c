@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "common/log.h"
+#include "portalbd/volume/gc.h"
 #include "portalbd/volume/run_writer.h"
 #include "portalbd/volume/volume_internal.h"
 
@@ -22,6 +23,7 @@ int manifest_advance(struct volume *v, struct manifest *m, struct err *e) {
     CHECK(m->number == v->manifest.number + 1);
     CHECK(m->epoch == v->manifest.epoch && random_id_equal(&m->nonce, &v->manifest.nonce));
     CHECK(m->root.next_seq <= v->frontier + 1);
+    gc_fill_manifest(v->gc, m);
     int rc = manifest_put(v->store, &v->config.key, m, e);
     if (rc == -ERR_EXISTS || rc == -ERR_STALE) {
         rc = err_set(e, -ERR_FENCED, "volume %s: manifest %llu is another writer's",
@@ -34,6 +36,7 @@ int manifest_advance(struct volume *v, struct manifest *m, struct err *e) {
     }
     manifest_release(&v->manifest);
     v->manifest = *m;
+    gc_wake(v->gc);
     return 0;
 }
 
@@ -243,8 +246,10 @@ int volume_close(struct volume *v, struct err *e) {
         rc = checkpoint_now(v, e);
     if (rc == 0)
         rc = levels_settle(v, true, e);
-    if (rc == 0)
+    if (rc == 0) {
+        gc_at_close(v->gc);
         rc = put_closed(v, e);
+    }
     CHECK(rc < 0 || journal_head(v->journal) == journal_tail(v->journal));
     if (rc == 0)
         log_debug("closed manifest stored", LOG_STR("volume", v->config.key.text),

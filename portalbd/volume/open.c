@@ -5,6 +5,7 @@
 
 #include "common/log.h"
 #include "common/mutant.h"
+#include "portalbd/volume/gc.h"
 #include "portalbd/volume/volume_internal.h"
 
 enum { TABLES_AT_ONCE = 32 };
@@ -46,8 +47,6 @@ static int read_table(struct replayed *r, struct err *e) {
         CLEANUP_BUF struct buf tail = {0};
         uint64_t object_size = 0;
         int rc = objstore_get_suffix(v->store, key, want, &tail, &object_size, e);
-        if (rc == -ERR_NOT_FOUND)
-            return err_set(e, -ERR_STALE, "%s went away while the log was read", key);
         if (rc < 0)
             return rc;
         size_t need = 0;
@@ -134,12 +133,19 @@ static void discard(struct volume *v) {
     fiber_done_wait_always(env, &freed);
 }
 
+/* fiber. */
 static int open_content(struct volume *v, const struct log_walk *walk, struct err *e) {
     v->size_bytes = v->manifest.size_bytes;
     v->last_write = v->manifest.last_write;
     int rc = replay_all(v, walk, e);
     v->durable_write = v->last_write;
-    return rc == 0 ? open_runs(v, e) : rc;
+    if (rc == 0)
+        rc = open_runs(v, e);
+    if (rc == -ERR_NOT_FOUND) { /* a newer writer may have collected it meanwhile */
+        struct err missing = *e;
+        rc = read_explain_missing(v, missing.text, e);
+    }
+    return rc;
 }
 
 /* fiber. Steps 2 to 5. On success ret has everything that it has of takeover and journal. */
@@ -169,6 +175,7 @@ int volume_open(const struct volume_config *config, struct volume **ret, struct 
     struct volume *v = volume_new(config);
     struct takeover t = {0};
     v->opening = true;
+    v->gc = gc_new(v);
     int rc = take_over(config, v, &t, e);
     if (rc == 0)
         rc = open_content(v, &t.walk, e);
@@ -182,6 +189,7 @@ int volume_open(const struct volume_config *config, struct volume **ret, struct 
         return err_wrap(e, "volume %s: open", config->key.text);
     }
     v->opening = false;
+    gc_wake(v->gc);
     log_debug("log replayed", LOG_STR("volume", v->config.key.text),
               LOG_U64("epoch", v->manifest.epoch),
               LOG_U64("segments_replayed", v->backlog_segments), LOG_U64("runs", v->run_count),
@@ -229,6 +237,8 @@ int volume_open_pin(const struct volume_config *config, const struct random_id *
     rc = open_content(v, &none, e);
     if (rc < 0) {
         discard(v);
+        if (rc == -ERR_SHUTDOWN)
+            return err_set(e, -ERR_NOT_FOUND, "the snapshot was deleted");
         return err_wrap(e, "volume %s: open snapshot", config->key.text);
     }
     *ret = v;

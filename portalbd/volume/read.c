@@ -47,6 +47,7 @@ struct pieces {
 
 struct read_op {
     struct list_node node; /* on v->misses */
+    uint64_t serial;       /* ascending along the list */
     uint64_t sector;
     uint64_t count;
     bool changed; /* something in it was written since the map was looked at */
@@ -58,6 +59,26 @@ void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count) {
         if (sector < op->sector + op->count && op->sector < sector + count)
             op->changed = true;
     }
+}
+
+/* From before the lookup until nothing of what it found is used any more. */
+static void op_begin(struct volume *v, struct read_op *op, uint64_t sector, uint64_t count) {
+    *op = (struct read_op){.serial = ++v->read_serial, .sector = sector, .count = count};
+    list_push_back(&v->misses, &op->node);
+}
+
+static void op_end(struct volume *v, struct read_op *op) {
+    list_remove(&op->node);
+    waitq_wake_all(&v->read_ended);
+}
+
+int read_wait_older(struct volume *v, uint64_t serial, struct err *e) {
+    CHECK(serial <= v->read_serial);
+    while (!list_empty(&v->misses) &&
+           list_entry(v->misses.next, struct read_op, node)->serial <= serial)
+        if (waitq_wait(v->env, &v->read_ended) < 0)
+            return err_set(e, -ERR_CANCELLED, "cancelled");
+    return 0;
 }
 
 /* --- looking up --- */
@@ -461,11 +482,11 @@ static int read_sectors(struct volume *v, uint64_t sector, uint64_t count, uint8
         return 0;
     }
     v->stats.cache_misses++;
-    struct read_op op = {.sector = sector, .count = count};
-    list_push_back(&v->misses, &op.node);
+    struct read_op op;
+    op_begin(v, &op, sector, count);
     struct slice s;
     int rc = slice_start(&s, v, sector, count, buf) ? 0 : slice_finish(&s, e);
-    list_remove(&op.node);
+    op_end(v, &op);
     free(s.pieces.items);
     if (rc == 0 && !op.changed)
         ram_cache_write(v->cache, sector, count, buf);
@@ -570,8 +591,11 @@ static void block_status_fiber(struct volume *v, void *arg) {
     for (uint64_t done = 0; rc == 0 && room && done < req->len;) {
         uint64_t len = MIN(req->len - done, (uint64_t)STATUS_SLICE);
         struct pieces p = {0};
-        lookup_memory(v, (req->off + done) / SECTOR_SIZE, len / SECTOR_SIZE, &p);
+        struct read_op op;
+        op_begin(v, &op, (req->off + done) / SECTOR_SIZE, len / SECTOR_SIZE);
+        lookup_memory(v, op.sector, op.count, &p);
         rc = lookup_runs(v, &p, &e);
+        op_end(v, &op);
         for (size_t i = 0; rc == 0 && room && i < p.count; i++)
             room = add_piece_status(req, &p.items[i]);
         free(p.items);

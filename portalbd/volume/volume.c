@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "common/log.h"
+#include "portalbd/volume/gc.h"
 #include "portalbd/volume/volume_internal.h"
 
 enum {
@@ -12,6 +13,7 @@ enum {
     CHECKPOINT_SEGMENTS_DEFAULT = 256,
     CHECKPOINT_EXTENTS_DEFAULT = 128 * 1024,
     RUNS_MAX_DEFAULT = 8,
+    GC_DELAY_DEFAULT_US = 2 * 1000 * 1000,
 };
 
 static struct volume *volume_of(struct blockdev *dev) {
@@ -111,6 +113,8 @@ void volume_break(struct volume *v, enum volume_state state, const struct err *w
         return;
     v->state = state;
     v->why = *why;
+    if (v->gc)
+        gc_stop(v->gc);
     log_error("volume broken: from now on its requests are refused",
               LOG_STR("volume", v->config.key.text), LOG_BOOL("fenced", state == VOL_FENCED),
               LOG_ERR(why));
@@ -141,6 +145,7 @@ struct volume *volume_new(const struct volume_config *config) {
     c->checkpoint_extents =
         c->checkpoint_extents ? c->checkpoint_extents : CHECKPOINT_EXTENTS_DEFAULT;
     c->runs_max = c->runs_max ? c->runs_max : RUNS_MAX_DEFAULT;
+    c->gc_delay_us = c->gc_delay_us ? c->gc_delay_us : GC_DELAY_DEFAULT_US;
     CHECK(c->runs_max < ROOT_RUNS_MAX - 1);
     v->env = c->env;
     v->store = c->store;
@@ -150,6 +155,7 @@ struct volume *volume_new(const struct volume_config *config) {
     v->cache = ram_cache_new(c->cache_size);
     v->pages = page_cache_new(c->env, c->store, PAGE_CACHE_SIZE);
     list_init(&v->misses);
+    waitq_init(&v->read_ended);
     list_init(&v->merges);
     waitq_init(&v->levels_changed);
     list_init(&v->fibers);
@@ -204,6 +210,7 @@ static void on_freed(struct env_event *event) {
     page_cache_free(v->pages);
     ram_cache_free(v->cache);
     journal_free(v->journal);
+    gc_free(v->gc);
     manifest_release(&v->manifest);
     void (*freed)(void *arg) = v->freed;
     void *arg = v->freed_arg;
@@ -217,6 +224,8 @@ void volume_free(struct volume *v, void (*freed)(void *arg), void *arg) {
     v->freed = freed;
     v->freed_arg = arg;
     write_fail_all(v, -ERR_SHUTDOWN);
+    if (v->gc)
+        gc_stop(v->gc);
     for (size_t i = 0; i < ARRAY_LEN(v->window); i++)
         if (v->window[i] && v->window[i]->putting)
             objstore_cancel(v->store, &v->window[i]->put);
@@ -224,6 +233,15 @@ void volume_free(struct volume *v, void (*freed)(void *arg), void *arg) {
         fiber_cancel(list_entry(node, struct volume_fiber, node)->fiber);
     v->pending++;
     volume_pending_done(v);
+}
+
+int volume_collect(struct volume *v, struct err *e) {
+    CHECK(!v->read_only);
+    int rc = volume_refusal(v);
+    if (rc < 0)
+        return err_set(e, rc, "volume %s is not open", v->config.key.text);
+    rc = levels_settle(v, false, e);
+    return rc == 0 ? gc_collect(v->gc, e) : rc;
 }
 
 int volume_flush(struct volume *v, struct err *e) {
@@ -275,5 +293,7 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     }
     ret->memtable_extents = memtable_count(v->active) + (v->frozen ? memtable_count(v->frozen) : 0);
     ret->run_count = v->run_count;
+    if (v->gc)
+        gc_status(v->gc, ret);
     ret->cache_bytes = ram_cache_used(v->cache);
 }

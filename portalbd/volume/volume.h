@@ -47,13 +47,15 @@ struct volume_config {
     struct journal_memory *journal; /* borrowed until freed(); its size is the journal's. NULL:
                                        anonymous memory of journal_size, gone with the process */
     bool resume; /* an earlier open of this attachment owned the volume: if another journal than
-                    ours is named now, we are fenced */
+                    ours is named now, we are fenced; unless it was closed and ours dropped */
     uint64_t cache_size;        /* bytes of RAM cache; 0: 64 MiB */
     uint64_t flush_coalesce_us; /* default 0 */
     uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */
     uint32_t checkpoint_segments; /* 0: 256 */
     uint32_t checkpoint_extents;  /* 0: 128k */
     uint32_t runs_max;            /* more runs than this are merged whatever it costs; 0: 8 */
+    uint64_t gc_delay_us;         /* between a change and the GC round for it; 0: 2 s */
+    bool gc_off;                  /* no GC in the background, only volume_collect: for tests */
     /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
      * NULL. */
     void (*on_broken)(void *arg, const struct err *why);
@@ -84,6 +86,9 @@ int volume_flush(struct volume *v, struct err *e);
 int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e);
 /* fiber. Checkpoints what is in memory now; carries out the merges that are due. */
 int volume_checkpoint(struct volume *v, struct err *e);
+/* fiber. Pays everything that is owed to the store: GC rounds until nothing more can be deleted
+ * (what pins need stays until they go). Costs a LIST of the volume's objects once an open. */
+int volume_collect(struct volume *v, struct err *e);
 /* fiber. Flush, checkpoint, closed manifest. Requests that come meanwhile are refused with
  * -ERR_SHUTDOWN. Cancelling the fiber gives up: what is not uploaded stays in the journal. When it
  * returned 0 the journal is empty, and its memory may be dropped. After it, whatever it returned,
@@ -117,6 +122,10 @@ struct volume_status {
     uint64_t cache_hits, cache_misses, cache_bytes;
     uint64_t bytes_written, bytes_read, bytes_stored;
     uint64_t flushes, flush_cuts, checkpoints, merges;
+    uint64_t gc_scrubs, gc_rounds, gc_objects_deleted, gc_bytes_deleted;
+    /* Objects under the volume's own prefix, as far as they are known; those of them that are
+     * garbage and not deleted yet; those that only snapshots or clones still need. */
+    uint64_t gc_objects, gc_bytes, gc_garbage, gc_garbage_bytes, gc_held, gc_held_bytes;
     uint64_t oldest_unflushed_us; /* age of the oldest write that is not in the store */
 };
 void volume_status(struct volume *v, struct volume_status *ret);

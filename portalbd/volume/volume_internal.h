@@ -3,7 +3,8 @@
  *
  * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · replay.c the journal at
  * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads, block status ·
- * checkpoint.c memtable -> run -> manifest, grow, close · levels.c the list of runs, merges. */
+ * checkpoint.c memtable -> run -> manifest, grow, close · levels.c the list of runs, merges ·
+ * gc.c garbage. */
 #pragma once
 
 #include "common/fiber.h"
@@ -111,7 +112,9 @@ struct volume {
     struct page_cache *pages;
     struct run_reader **runs; /* newest first, as manifest.root.runs */
     size_t run_count;
-    struct list_node misses; /* struct read_op */
+    struct list_node misses; /* struct read_op, oldest first: reads that use what they looked up */
+    uint64_t read_serial;    /* of the newest of them */
+    struct waitq read_ended; /* fibers: read_wait_older */
 
     /* Merges. */
     struct list_node merges;     /* struct merge, under way */
@@ -122,6 +125,8 @@ struct volume {
     struct fiber_mutex checkpoint_mutex;
     struct fiber_mutex manifest_mutex;
     bool checkpoint_started; /* a background fiber is on its way */
+
+    struct gc *gc; /* NULL when read-only */
 
     /* What keeps the memory alive. */
     struct list_node fibers; /* struct volume_fiber */
@@ -176,6 +181,8 @@ bool read_submit(struct volume *v, struct bd_request *req);
 bool block_status_submit(struct volume *v, struct bd_request *req);
 bool prefetch_submit(struct volume *v, struct bd_request *req);
 void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count);
+/* fiber. Waits until all reads up to this serial number have ended. */
+int read_wait_older(struct volume *v, uint64_t serial, struct err *e);
 /* fiber. What it means that an object which our map names is not there: we are fenced, the snapshot
  * or volume was deleted, or it is corruption. `what` says which object. */
 int read_explain_missing(struct volume *v, const char *what, struct err *e);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #include "common/mutant.h"
+#include "portalbd/volume/gc.h"
 #include "portalbd/volume/volume_internal.h"
 
 static struct segment **slot(struct volume *v, uint64_t seq) {
@@ -133,7 +134,9 @@ static void on_put(struct obj_request *req) {
     s->putting = false;
     if (req->rc == 0) {
         s->stored = true;
-        v->stats.bytes_stored += s->build.frames.len + s->build.tail.len + SEGMENT_HEADER_SIZE;
+        uint64_t size = s->build.frames.len + s->build.tail.len + SEGMENT_HEADER_SIZE;
+        v->stats.bytes_stored += size;
+        gc_note_segment(v->gc, s->seq, size);
         buf_release(&s->build.frames); /* the frontier needs only the table, and may be far */
         if (MUTANT("ack-before-frontier"))
             answer_flushes(v, s->build.meta.last_write);

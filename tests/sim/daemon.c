@@ -28,6 +28,8 @@ static void drop_volume(struct daemon *d) {
     struct sim_totals *t = &d->sim->totals;
     t->checkpoints += st.checkpoints;
     t->merges += st.merges;
+    t->gc_rounds += st.gc_rounds;
+    t->gc_deleted += st.gc_objects_deleted;
     t->cache_hits += st.cache_hits;
     t->cache_misses += st.cache_misses;
     t->flushes += st.flushes;

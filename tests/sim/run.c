@@ -47,6 +47,7 @@ static void draw_limits(struct sim *s) {
         .checkpoint_segments = (uint32_t)sim_skewed(w, 2, 60),
         .checkpoint_extents = (uint32_t)sim_skewed(w, 16, 4000),
         .runs_max = (uint32_t)sim_between(w, 1, 8),
+        .gc_delay_us = sim_skewed(w, 1000, 3000000),
     };
     s->memory_mode_rate = sim_chance(w, 200) ? 1000 : (unsigned)sim_skewed(w, 20, 500);
     s->loyal = sim_chance(w, 500);

@@ -70,7 +70,7 @@ struct sim_totals {
     uint64_t respawns, resumes_fenced, nothing_lost_checked, replays, writes_replayed;
     uint64_t journals_set_aside, reserves_refused;
     uint64_t snapshots, clones, deletes, read_only_opens, grows;
-    uint64_t checkpoints, merges, cache_hits, cache_misses, flushes;
+    uint64_t checkpoints, merges, gc_rounds, gc_deleted, cache_hits, cache_misses, flushes;
     uint64_t writes_waited, window_full, blackouts, lists;
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;

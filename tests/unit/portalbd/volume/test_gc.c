@@ -1,0 +1,492 @@
+/* GC of a live volume: what goes, what stays and when, on a memory store and a virtual clock. */
+#include "tests/support/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "portalbd/volume/garbage.h"
+#include "portalbd/volume/volume.h"
+#include "tests/support/pool_fixture.h"
+
+enum { VOLUME_SIZE = 4 * 1024 * 1024, BLOCK = 4096 };
+
+struct world {
+    struct pool_fixture f;
+    struct volume_key key;
+    struct volume *v;
+    uint8_t image[VOLUME_SIZE];
+    uint8_t found[VOLUME_SIZE];
+    uint64_t seed;
+};
+
+static struct world *world;
+
+static uint32_t next_random(void) {
+    world->seed = world->seed * UINT64_C(6364136223846793005) + 1442695040888963407u;
+    return (uint32_t)(world->seed >> 33);
+}
+
+static void ok(int rc, const struct err *e) {
+    if (rc < 0)
+        fail_msg("%s: %s", err_code_name(rc), e->text);
+}
+
+/* --- a volume and its user, for fibers --- */
+
+static void create(void) {
+    struct err e;
+    struct manifest m = {.number = 1, .size_bytes = VOLUME_SIZE, .block_size = 4096};
+    m.closed = true;
+    root_init(&m.root, &world->key);
+    ok(manifest_put(world->f.store, &world->key, &m, &e), &e);
+    manifest_release(&m);
+}
+
+static void open_with(bool gc_off) {
+    struct err e;
+    struct volume_config c = {.env = world->f.env,
+                              .store = world->f.store,
+                              .key = world->key,
+                              .publish_epoch = 1,
+                              .journal_size = 4 * 1024 * 1024,
+                              .cache_size = 64 * 1024,
+                              .segment_size = 64 * 1024,
+                              .checkpoint_segments = 8,
+                              .runs_max = 2,
+                              .gc_off = gc_off};
+    ok(volume_open(&c, &world->v, &e), &e);
+}
+
+struct call {
+    struct bd_request req;
+    struct fiber_done done;
+};
+
+static void on_done(struct bd_request *req) {
+    fiber_done_set(&container_of(req, struct call, req)->done);
+}
+
+static void call_start(struct call *c, enum bd_op op, unsigned flags, uint64_t off, uint64_t len,
+                       uint8_t *buf) {
+    *c = (struct call){.req = {.op = op, .flags = flags, .off = off, .len = len, .done = on_done}};
+    if (op == BD_READ)
+        c->req.read_buf = buf;
+    else if (op == BD_WRITE)
+        c->req.write_data = buf;
+    fiber_done_init(&c->done);
+    if (bd_submit(volume_blockdev(world->v), &c->req))
+        fiber_done_set(&c->done);
+}
+
+static void request(enum bd_op op, unsigned flags, uint64_t off, uint64_t len, uint8_t *buf) {
+    struct call c;
+    call_start(&c, op, flags, off, len, buf);
+    fiber_done_wait_always(world->f.env, &c.done);
+    assert_int_equal(c.req.rc, 0);
+}
+
+/* Overwrites the whole volume in random order, block by block. */
+static void overwrite(void) {
+    for (int i = 0; i < VOLUME_SIZE / BLOCK; i++) {
+        uint64_t off = (uint64_t)(next_random() % (VOLUME_SIZE / BLOCK)) * BLOCK;
+        for (size_t k = 0; k < BLOCK; k++)
+            world->image[off + k] = (uint8_t)next_random();
+        request(BD_WRITE, i % 64 == 0 ? BD_FUA : 0, off, BLOCK, world->image + off);
+    }
+    request(BD_FLUSH, 0, 0, 0, NULL);
+}
+
+/* Overwrites the whole volume in order: nothing older is needed any more. */
+static void fill(void) {
+    for (uint64_t off = 0; off < VOLUME_SIZE; off += 65536) {
+        for (size_t k = 0; k < 65536; k++)
+            world->image[off + k] = (uint8_t)next_random();
+        request(BD_WRITE, 0, off, 65536, world->image + off);
+    }
+    request(BD_FLUSH, 0, 0, 0, NULL);
+}
+
+static void check_image(void) {
+    request(BD_READ, 0, 0, VOLUME_SIZE, world->found);
+    assert_memory_equal(world->found, world->image, VOLUME_SIZE);
+}
+
+static void on_freed(void *arg) {
+    fiber_done_set(arg);
+}
+
+static void drop(void) {
+    struct fiber_done freed;
+    fiber_done_init(&freed);
+    volume_free(world->v, on_freed, &freed);
+    fiber_done_wait_always(world->f.env, &freed);
+    world->v = NULL;
+}
+
+static void close_it(void) {
+    struct err e;
+    ok(volume_close(world->v, &e), &e);
+    drop();
+}
+
+static void checkpoint(void) {
+    struct err e;
+    ok(volume_checkpoint(world->v, &e), &e);
+}
+
+static void collect(void) {
+    struct err e;
+    ok(volume_collect(world->v, &e), &e);
+}
+
+static struct volume_status status(void) {
+    struct volume_status s;
+    volume_status(world->v, &s);
+    return s;
+}
+
+static size_t count(const char *part) {
+    return pool_fixture_count(&world->f, part);
+}
+
+static void put_object(const char *folder, const char *name, const char *body) {
+    char key[KEY_MAX];
+    key_volume_prefix(key, &world->key);
+    size_t len = strlen(key);
+    snprintf(key + len, sizeof key - len, "%s%s", folder, name);
+    memory_store_replace(world->f.memory, key, view_of_str(body));
+}
+
+static struct commit_key commit_key(uint64_t n) {
+    struct commit_key k = {0};
+    char hash[33];
+    name_hash(hash, "s");
+    key_snapshot(k.key, hash, n);
+    return k;
+}
+
+static struct random_id snapshot(uint64_t n) {
+    struct err e;
+    struct commit_key commit = commit_key(n);
+    struct random_id pin;
+    struct pin_root root;
+    ok(pin_claim_new(world->f.env, world->f.store, &world->key, &commit, &pin, &e), &e);
+    ok(pin_cut(world->f.env, world->f.store, &world->key, &pin, &commit, &root, &e), &e);
+    pin_root_release(&root);
+    return pin;
+}
+
+static void release(const struct random_id *pin) {
+    struct err e;
+    ok(pin_release(world->f.store, &world->key, pin, &e), &e);
+}
+
+/* All that the pin names can be read as it was. */
+static void check_snapshot(const struct random_id *pin, const uint8_t *image) {
+    struct err e;
+    struct volume_config c = {.env = world->f.env, .store = world->f.store, .key = world->key};
+    struct volume *mine = world->v;
+    ok(volume_open_pin(&c, pin, &world->v, &e), &e);
+    request(BD_READ, 0, 0, VOLUME_SIZE, world->found);
+    assert_memory_equal(world->found, image, VOLUME_SIZE);
+    drop();
+    world->v = mine;
+}
+
+static void rest(uint64_t us) {
+    assert_int_equal(fiber_sleep_us(world->f.env, us), 0);
+}
+
+/* --- scenarios --- */
+
+/* In the background: space stays bounded, nothing is lost, and then there is rest. */
+static void background(void *arg) {
+    (void)arg;
+    create();
+    open_with(false);
+    for (int round = 0; round < 12; round++) {
+        overwrite();
+        rest(3000000);
+    }
+    checkpoint();
+    rest(10000000);
+    struct volume_status s = status();
+    assert_true(s.gc_objects_deleted > 400);
+    assert_int_equal(s.gc_garbage, 0);
+    assert_int_equal(s.gc_scrubs, 1);
+    assert_true(count("/manifest/") < 40);
+    assert_true(count("/map/") <= 2 * s.run_count);
+    assert_int_equal(count("/map/") + count("/log/"), s.gc_objects + 1); /* and our fence */
+    check_image();
+    uint64_t requests = pool_fixture_requests(&world->f);
+    check_image(); /* what is not in the cache is read again */
+    rest(UINT64_C(3600) * 1000000);
+    uint64_t idle = pool_fixture_requests(&world->f) - requests;
+    assert_true(idle < 2000); /* reads only: */
+    requests = pool_fixture_requests(&world->f);
+    rest(UINT64_C(3600) * 1000000);
+    assert_int_equal(pool_fixture_requests(&world->f), requests);
+    close_it();
+    open_with(true);
+    check_image();
+    close_it();
+}
+
+static void pinned(void *arg) {
+    (void)arg;
+    create();
+    open_with(true);
+    overwrite();
+    checkpoint();
+    static uint8_t before[VOLUME_SIZE];
+    memcpy(before, world->image, sizeof before);
+    struct random_id pin = snapshot(1);
+    for (int i = 0; i < 4; i++)
+        overwrite();
+    checkpoint();
+    collect();
+    struct volume_status s = status();
+    assert_true(s.gc_held > 0);
+    assert_true(s.gc_objects_deleted > 0);
+    check_snapshot(&pin, before);
+    check_image();
+
+    uint64_t requests = pool_fixture_requests(&world->f);
+    collect(); /* nothing has changed: a look at the pins, no manifest */
+    assert_true(pool_fixture_requests(&world->f) - requests <= 1);
+    uint64_t bytes = status().gc_bytes;
+    release(&pin);
+    collect();
+    assert_int_equal(status().gc_held, 0);
+    assert_int_equal(status().gc_garbage, 0);
+    assert_true(status().gc_bytes + s.gc_held_bytes == bytes);
+    check_image();
+    close_it();
+}
+
+/* The pins of one snapshot go while another's stay: what only the first held goes. */
+static void two_pins(void *arg) {
+    (void)arg;
+    create();
+    open_with(true);
+    overwrite();
+    static uint8_t images[2][VOLUME_SIZE];
+    struct random_id pins[2];
+    for (int i = 0; i < 2; i++) {
+        memcpy(images[i], world->image, VOLUME_SIZE);
+        pins[i] = snapshot((uint64_t)i + 1);
+        for (int k = 0; k < 3; k++) {
+            fill();
+            checkpoint();
+        }
+    }
+    checkpoint();
+    collect();
+    uint64_t held = status().gc_held_bytes;
+    release(&pins[0]);
+    close_it();
+    open_with(true); /* the scrub finds again what was held */
+    collect();
+    assert_true(status().gc_held_bytes < held * 7 / 10);
+    assert_true(status().gc_held_bytes > held * 3 / 10);
+    check_snapshot(&pins[1], images[1]);
+    check_image();
+    close_it();
+}
+
+static void claim_blocks(void *arg) {
+    (void)arg;
+    struct err e;
+    create();
+    open_with(true);
+    struct commit_key commit = commit_key(1);
+    struct random_id pin;
+    ok(pin_claim_new(world->f.env, world->f.store, &world->key, &commit, &pin, &e), &e);
+    for (int i = 0; i < 3; i++)
+        overwrite();
+    checkpoint();
+    collect();
+    assert_int_equal(status().gc_objects_deleted, 0);
+    assert_true(status().gc_garbage > 0);
+    ok(pin_release_claim(world->f.store, &world->key, &pin, &e), &e);
+    collect();
+    assert_true(status().gc_objects_deleted > 0);
+    assert_int_equal(status().gc_garbage, 0);
+    check_image();
+    close_it();
+}
+
+/* What others left behind; and what is none of our business. */
+static void scrubbed(void *arg) {
+    (void)arg;
+    char fence[SEGMENT_FENCE_SIZE + 1];
+    memset(fence, 'f', sizeof fence - 1);
+    fence[sizeof fence - 1] = '\0';
+    create();
+    open_with(true);
+    overwrite();
+    close_it();
+    put_object("map/", "00000000000000000000000000000007", "lost part");
+    put_object("moved/", "00000000000000000000000000000008", "lost moved segment");
+    put_object("log/", "0000000000000003", "zombie in a gap");
+    put_object("log/", "0000000000000004", fence);
+    put_object("log/", "notes.txt", "not ours");
+    put_object("", "notes.txt", "not ours");
+    open_with(false);
+    rest(10000000); /* nobody writes anything */
+    assert_int_equal(status().gc_scrubs, 1);
+    assert_int_equal(count("00000000000000000000000000000007"), 0);
+    assert_int_equal(count("00000000000000000000000000000008"), 0);
+    assert_int_equal(count("log/0000000000000003"), 0);
+    assert_int_equal(count("log/0000000000000004"), 1);
+    assert_int_equal(count("notes.txt"), 2);
+    assert_int_equal(count("/manifest/"), 2);
+    uint64_t requests = pool_fixture_requests(&world->f);
+    rest(UINT64_C(3600) * 1000000);
+    assert_int_equal(pool_fixture_requests(&world->f), requests);
+    check_image();
+    close_it();
+}
+
+/* More than one manifest may condemn, and more than one request may delete. */
+static void long_list(void *arg) {
+    (void)arg;
+    create();
+    open_with(true);
+    overwrite();
+    close_it();
+    for (uint32_t i = 0; i < ROOT_LIST_MAX + 700; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "%032x", i + 1);
+        put_object("map/", name, "lost");
+    }
+    open_with(true);
+    collect();
+    assert_true(status().gc_objects_deleted >= ROOT_LIST_MAX + 700);
+    assert_true(count("/map/") < 20);
+    check_image();
+    close_it();
+}
+
+/* Somebody else has the volume: nothing is deleted. */
+static void fenced(void *arg) {
+    (void)arg;
+    struct err e;
+    create();
+    open_with(true);
+    overwrite();
+    overwrite();
+    checkpoint();
+    struct takeover t;
+    ok(volume_takeover(world->f.env, world->f.store, &world->key, 1, NULL, false, &t, &e), &e);
+    takeover_release(&t);
+    size_t objects = count("/log/") + count("/map/");
+    assert_int_equal(volume_collect(world->v, &e), -ERR_FENCED);
+    assert_int_equal(count("/log/") + count("/map/"), objects);
+    assert_int_equal(status().health, VOLUME_HEALTH_FENCED);
+    drop();
+}
+
+/* The manifest is found in a hole that a newer writer's GC has left: trace 1 of the protocol. */
+static void fenced_in_a_hole(void *arg) {
+    (void)arg;
+    struct err e;
+    create();
+    open_with(true);
+    overwrite();
+    overwrite();
+    checkpoint();
+    uint64_t ours = status().manifest_number;
+    struct manifest m;
+    ok(manifest_newest(world->f.store, &world->key, &m, &e), &e);
+    m.number = ours + 5;
+    m.epoch++;
+    m.nonce.bytes[0]++;
+    ok(manifest_put(world->f.store, &world->key, &m, &e), &e);
+    manifest_release(&m);
+    size_t objects = count("/log/") + count("/map/");
+    assert_int_equal(volume_collect(world->v, &e), -ERR_FENCED);
+    assert_int_equal(count("/log/") + count("/map/"), objects);
+    drop();
+}
+
+/* A read that looked things up keeps them until it has them. */
+static void slow_read(void *arg) {
+    (void)arg;
+    create();
+    open_with(true);
+    overwrite();
+    checkpoint();
+    static uint8_t before[VOLUME_SIZE];
+    memcpy(before, world->image, sizeof before);
+    struct fault_rule rule = {.kind = FAULT_DELAY,
+                              .verbs = 1u << OBJ_GET,
+                              .key_part = "/log/",
+                              .delay_us_min = 60000000,
+                              .delay_us_max = 60000000};
+    objstore_fault_add(world->f.delays, &rule);
+    struct call c;
+    call_start(&c, BD_READ, 0, 0, VOLUME_SIZE, world->found);
+    rest(1000);
+    objstore_fault_clear(world->f.delays);
+    assert_false(c.done.done);
+    for (int i = 0; i < 3; i++)
+        overwrite();
+    checkpoint();
+    collect();
+    assert_true(c.done.done);
+    assert_int_equal(c.req.rc, 0);
+    assert_true(status().gc_objects_deleted > 0);
+    check_image();
+    close_it();
+}
+
+/* --- frame --- */
+
+static int setup(void **state) {
+    (void)state;
+    world = NEW(struct world);
+    pool_fixture_init(&world->f, 3);
+    world->seed = 7;
+    char hash[33];
+    name_hash(hash, "v");
+    id_format_key(&world->key, ID_VOLUME, hash, 1);
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    pool_fixture_release(&world->f);
+    free(world);
+    return 0;
+}
+
+#define SCENARIO(name)                                                                             \
+    static void test_##name(void **state) {                                                        \
+        (void)state;                                                                               \
+        pool_fixture_run(&world->f, name, NULL);                                                   \
+    }
+SCENARIO(background)
+SCENARIO(pinned)
+SCENARIO(two_pins)
+SCENARIO(claim_blocks)
+SCENARIO(scrubbed)
+SCENARIO(long_list)
+SCENARIO(fenced)
+SCENARIO(fenced_in_a_hole)
+SCENARIO(slow_read)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_background, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pinned, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_two_pins, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_claim_blocks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_scrubbed, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_long_list, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_fenced, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_fenced_in_a_hole, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_slow_read, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
