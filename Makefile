@@ -167,6 +167,7 @@ $(BUILD)/$(1): $(BUILD)/obj/$(1).o $(if $(filter tests/sim/%,$(1)),$(SIM_LIB)) $
 $(if $(filter $(RPC_FOLDERS),$(2)),$(BUILD)/obj/$(1).o: | $(GEN_SRCS))
 endef
 $(foreach t,$(TEST_SRCS:.c=),$(eval $(call test_rule,$(t),$(call test_rooms,$(t).c))))
+$(BUILD)/tests/conformance/attach/test_attach_together: LDFLAGS_ALL += -Wl,--wrap=nbd_netlink_reconfigure
 
 # A finding names the commit that was built.
 $(BUILD)/gen/sim_commit.h: FORCE
@@ -218,7 +219,7 @@ test-sim: $(SIM) ## the simulator: SEEDS=n runs, or SEED=n alone
 	@$(if $(SEED),$(SIM) --seed $(SEED) --seeds $(if $(filter command,$(origin SEEDS)),$(SEEDS),1),$(RUN_TESTS) $(SIM_RUN))
 test-integration: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## whole programs, on a real S3 server
 	@$(RUN_TESTS) $(INTEGRATION)
-test-kernel: all $(BUILD)/tests/conformance/attach/test_attach ## nbd devices on kernels of Debian's; KILLS=n UPGRADES=n AGENT_KILLS=n ALL_KILLS=n STOP_S=n
+test-kernel: all $(addprefix $(BUILD)/tests/conformance/attach/,test_attach test_attach_together) ## nbd devices on kernels of Debian's; KILLS=n UPGRADES=n AGENT_KILLS=n ALL_KILLS=n STOP_S=n
 	@$(RUN_TESTS) --jobs 1 $(call KERNEL_RUNS,uml qemu)
 sanity: all $(BUILD)/tools/ready ## csi-sanity
 	@$(RUN_TESTS) $(SANITY)

@@ -422,7 +422,31 @@ static int refuse_held(const struct nbd_device *d, struct err *e) {
                    d->device.volume, d->device.path);
 }
 
-static void wait_until_gone(const struct nbd_device *d) {
+static void keep_failed_locked(struct nbd_backend *n, const char *volume, int fd) {
+    struct failed_device *f = NEW(struct failed_device);
+    CHECK(strlen(volume) < sizeof f->volume);
+    memcpy(f->volume, volume, strlen(volume) + 1);
+    f->fd = fd;
+    list_push_back(&n->failed, &f->node);
+}
+
+/* volume NULL: of all. */
+static void drop_failed(struct nbd_backend *n, const char *volume) {
+    pthread_mutex_lock(&n->mutex);
+    for (struct list_node *i = n->failed.next, *next; i != &n->failed; i = next) {
+        next = i->next;
+        struct failed_device *f = container_of(i, struct failed_device, node);
+        if (volume && strcmp(f->volume, volume) != 0)
+            continue;
+        list_remove(i);
+        close(f->fd);
+        free(f);
+    }
+    pthread_mutex_unlock(&n->mutex);
+}
+
+static void wait_until_gone(struct nbd_backend *n, const struct nbd_device *d) {
+    drop_failed(n, d->device.volume); /* of a fail meanwhile */
     for (int waited = 0; waited < GONE_WAIT_MS_MAX; waited += POLL_MS) {
         if (!nbd_sysfs_is_connected(SYSFS, d->index, d->backend))
             return;
@@ -447,41 +471,18 @@ static int detach_gently(struct nbd_backend *n, const struct nbd_device *d, stru
     if (rc < 0)
         return rc;
     close_fd(&fd);
-    wait_until_gone(d);
+    wait_until_gone(n, d);
     return 0;
 }
 
 /* fail came before: only its users are waited for. */
-static int detach_dead(const struct nbd_device *d, struct err *e) {
+static int detach_dead(struct nbd_backend *n, const struct nbd_device *d, struct err *e) {
     CLEANUP_FD int fd = open(d->device.path, O_RDONLY | O_EXCL | O_CLOEXEC);
     if (fd < 0 && errno == EBUSY)
         return refuse_held(d, e);
     close_fd(&fd);
-    wait_until_gone(d);
+    wait_until_gone(n, d);
     return 0;
-}
-
-static void keep_failed_locked(struct nbd_backend *n, const char *volume, int fd) {
-    struct failed_device *f = NEW(struct failed_device);
-    CHECK(strlen(volume) < sizeof f->volume);
-    memcpy(f->volume, volume, strlen(volume) + 1);
-    f->fd = fd;
-    list_push_back(&n->failed, &f->node);
-}
-
-/* volume NULL: of all. */
-static void drop_failed(struct nbd_backend *n, const char *volume) {
-    pthread_mutex_lock(&n->mutex);
-    for (struct list_node *i = n->failed.next, *next; i != &n->failed; i = next) {
-        next = i->next;
-        struct failed_device *f = container_of(i, struct failed_device, node);
-        if (volume && strcmp(f->volume, volume) != 0)
-            continue;
-        list_remove(i);
-        close(f->fd);
-        free(f);
-    }
-    pthread_mutex_unlock(&n->mutex);
 }
 
 static int nbd_detach(struct attach_backend *b, const char *volume, bool force, struct err *e) {
@@ -492,12 +493,10 @@ static int nbd_detach(struct attach_backend *b, const char *volume, bool force, 
     int rc = find(volume, &d, &alive, e);
     if (rc < 0)
         return rc == -ERR_NOT_FOUND ? 0 : rc;
-    if (force)
-        rc = disconnect(n, &d, e);
-    else
-        rc = alive ? detach_gently(n, &d, e) : detach_dead(&d, e);
-    if (rc == 0)
-        drop_failed(n, volume); /* of a fail meanwhile */
+    if (!force)
+        return alive ? detach_gently(n, &d, e) : detach_dead(n, &d, e);
+    rc = disconnect(n, &d, e);
+    drop_failed(n, volume);
     return rc;
 }
 

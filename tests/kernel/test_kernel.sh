@@ -29,8 +29,9 @@ fi
 declare -A slower=([uml]=1 [qemu]=3)
 case $what in
 suite)
-    seconds=180
-    command=("$build/tests/conformance/attach/test_attach" nbd)
+    seconds=240
+    # shellcheck disable=SC2016  # for the machine's shell
+    command=(bash -c 'cd "$1" && ./test_attach nbd && ./test_attach_together nbd' bash "$build/tests/conformance/attach")
     ;;
 devices)
     seconds=200
