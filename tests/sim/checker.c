@@ -1,9 +1,5 @@
-/* The model's state and its checks. See checker.h.
- *
- * Cuts are found by replaying a reign's records over its base while counting the places that differ
- * from what was found: every k with no difference is a possible cut. That is exact, because records
- * are totally ordered and zeroes of different origins need not be told apart. */
-#include "tests/sim/checker.h"
+/* The model's state and its checks. See checker.h. */
+#include "tests/sim/checker_internal.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -12,8 +8,6 @@
 #include <string.h>
 
 #include "common/mem.h"
-
-#define STAMP_MAGIC UINT64_C(0x706f7274616c0000)
 
 void checker_init(struct checker *c) {
     *c = (struct checker){.next_stamp = 1};
@@ -78,188 +72,6 @@ size_t checker_places(const struct checker *c, uint64_t sector, uint64_t count,
     return n;
 }
 
-static uint64_t place_sector(const struct checker *c, uint32_t place) {
-    for (size_t i = 0; i < c->span_count; i++)
-        if (place - c->spans[i].first_place < c->spans[i].count)
-            return c->spans[i].sector + (place - c->spans[i].first_place);
-    return UINT64_MAX;
-}
-
-/* --- content of sectors --- */
-
-static uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-uint32_t stamp_value(uint32_t stamp, uint64_t sector) {
-    bool some_zero = stamp % 4 == 2;
-    return some_zero && mix(sector * 31 + stamp) % 4 == 0 ? 0 : stamp;
-}
-
-void stamp_fill(uint8_t *to, uint32_t stamp, uint64_t sector) {
-    memset(to, 0, SECTOR_SIZE);
-    if (stamp_value(stamp, sector) == 0)
-        return;
-    uint64_t words[SECTOR_SIZE / 8];
-    bool random = stamp % 4 == 0;
-    uint64_t fill = mix(sector << 20 ^ stamp);
-    for (size_t i = 0; i < ARRAY_LEN(words); i++)
-        words[i] = random ? mix(fill + i) : fill;
-    words[0] = STAMP_MAGIC << 16 ^ stamp;
-    words[1] = sector;
-    memcpy(to, words, sizeof words);
-}
-
-uint32_t stamp_read(const uint8_t *from, uint64_t sector) {
-    static const uint8_t zeroes[SECTOR_SIZE];
-    if (memcmp(from, zeroes, SECTOR_SIZE) == 0)
-        return 0;
-    uint64_t word;
-    memcpy(&word, from, sizeof word);
-    uint64_t stamp = word ^ STAMP_MAGIC << 16;
-    uint8_t expected[SECTOR_SIZE];
-    if (stamp == 0 || stamp >= STAMP_GARBAGE)
-        return STAMP_GARBAGE;
-    stamp_fill(expected, (uint32_t)stamp, sector);
-    return memcmp(from, expected, SECTOR_SIZE) == 0 ? (uint32_t)stamp : STAMP_GARBAGE;
-}
-
-/* --- cuts --- */
-
-static uint32_t record_value(const struct record *rec, uint64_t sector) {
-    return rec->stamp ? stamp_value(rec->stamp, sector) : 0;
-}
-
-struct cut_search {
-    bool found;
-    size_t cut;        /* the largest that explains it */
-    size_t best;       /* the one with the fewest differences */
-    size_t best_count; /* ... so many */
-};
-
-/* Applies a record to `now`; returns by how much the number of differences from `found` changes. */
-static int64_t apply(const struct checker *c, const struct record *rec, uint32_t *now,
-                     const uint32_t *found) {
-    struct place_range parts[SPANS_MAX];
-    size_t n = checker_places(c, rec->sector, rec->count, parts);
-    int64_t change = 0;
-    for (size_t i = 0; i < n; i++) {
-        for (uint32_t k = 0; k < parts[i].count; k++) {
-            uint32_t place = parts[i].place + k;
-            uint32_t value = record_value(rec, parts[i].sector + k);
-            if (found)
-                change += (value != found[place]) - (now[place] != found[place]);
-            now[place] = value;
-        }
-    }
-    return change;
-}
-
-static size_t count_differences(const struct checker *c, const uint32_t *a, const uint32_t *b) {
-    size_t n = 0;
-    for (uint32_t p = 0; p < c->places; p++)
-        n += a[p] != b[p];
-    return n;
-}
-
-static uint32_t *copy_places(const struct checker *c, const uint32_t *from) {
-    uint32_t *to = xmalloc(MAX(c->places, 1u) * sizeof *to);
-    if (from)
-        memcpy(to, from, c->places * sizeof *to);
-    else
-        memset(to, 0, c->places * sizeof *to);
-    return to;
-}
-
-/* Which k in [low, high] explain `found`? */
-static struct cut_search find_cut(const struct reign *r, const uint32_t *found, size_t low,
-                                  size_t high) {
-    const struct checker *c = r->volume->checker;
-    CLEANUP_FREE uint32_t *now = copy_places(c, r->base);
-    int64_t differences = (int64_t)count_differences(c, now, found);
-    struct cut_search s = {.best_count = SIZE_MAX};
-    for (size_t k = 0; k <= high; k++) {
-        if (k >= low && (size_t)differences <= s.best_count) {
-            s.best = k;
-            s.best_count = (size_t)differences;
-        }
-        if (k >= low && differences == 0) {
-            s.found = true;
-            s.cut = k;
-        }
-        if (k < high)
-            differences += apply(c, &r->records[k], now, found);
-    }
-    return s;
-}
-
-static void state_after(const struct reign *r, size_t k, uint32_t *now) {
-    const struct checker *c = r->volume->checker;
-    memcpy(now, r->base, c->places * sizeof *now);
-    for (size_t i = 0; i < k; i++)
-        apply(c, &r->records[i], now, NULL);
-}
-
-/* Who wrote a stamp: "reign d3 record 17 (acked)". */
-static void describe_stamp(const struct checker *c, uint32_t stamp, char *to, size_t size) {
-    if (stamp == 0) {
-        snprintf(to, size, "zero");
-        return;
-    }
-    if (stamp == STAMP_GARBAGE) {
-        snprintf(to, size, "garbage");
-        return;
-    }
-    list_for_each (&c->volumes, vn) {
-        struct model_volume *v = list_entry(vn, struct model_volume, node);
-        list_for_each (&v->reigns, rn) {
-            struct reign *r = list_entry(rn, struct reign, node);
-            for (size_t i = 0; i < r->count; i++) {
-                if (r->records[i].stamp != stamp)
-                    continue;
-                snprintf(to, size, "stamp %u (%s/%s record %zu%s)", stamp, v->name, r->name, i,
-                         r->records[i].acked ? ", acked" : "");
-                return;
-            }
-        }
-    }
-    snprintf(to, size, "stamp %u (unknown)", stamp);
-}
-
-static void describe_difference(const struct checker *c, const uint32_t *expected,
-                                const uint32_t *found, char *to, size_t size) {
-    size_t used = 0, shown = 0;
-    to[0] = '\0';
-    for (uint32_t p = 0; p < c->places && shown < 4 && used < size; p++) {
-        if (expected[p] == found[p])
-            continue;
-        char want[120], have[120];
-        describe_stamp(c, expected[p], want, sizeof want);
-        describe_stamp(c, found[p], have, sizeof have);
-        used += (size_t)snprintf(to + used, size - used,
-                                 "\n    sector %" PRIu64 ": expected %s, found %s",
-                                 place_sector(c, p), want, have);
-        shown++;
-    }
-}
-
-static void fail_cut(struct checker *c, const struct reign *r, const uint32_t *found,
-                     const struct cut_search *s, size_t low, size_t high, const char *what,
-                     bool whole) {
-    CLEANUP_FREE uint32_t *now = copy_places(c, NULL);
-    state_after(r, s->best, now);
-    char text[900];
-    describe_difference(c, now, found, text, sizeof text);
-    checker_fail(
-        c,
-        "%s%s is no cut of %s/%s in [%zu %s, %zu submitted]: nearest is after %zu records, "
-        "%zu sectors differ:%s",
-        whole ? "P3: " : "", what, r->volume->name, r->name, low,
-        whole ? "acknowledged" : "flushed", high, s->best, s->best_count, text);
-}
-
 /* --- volumes and reigns --- */
 
 struct model_volume *model_volume_new(struct checker *c, const char *name, struct image *origin,
@@ -298,25 +110,25 @@ static void reign_insert(struct model_volume *v, struct reign *r) {
     list_insert_before_(above ? &above->node : &v->reigns, &r->node);
 }
 
-static bool check_origin(struct model_volume *v, const uint32_t *found, const char *what) {
+bool model_check_origin(struct model_volume *v, const uint32_t *found, const char *what) {
     struct checker *c = v->checker;
     if (v->origin) {
         model_image_check(v->origin, found, 0);
         return !checker_failed(c);
     }
-    CLEANUP_FREE uint32_t *zeroes = copy_places(c, NULL);
-    size_t n = count_differences(c, zeroes, found);
+    CLEANUP_FREE uint32_t *zeroes = checker_copy_places(c, NULL);
+    size_t n = checker_differences(c, zeroes, found);
     if (n == 0)
         return true;
     char text[900];
-    describe_difference(c, zeroes, found, text, sizeof text);
+    checker_describe_difference(c, zeroes, found, text, sizeof text);
     checker_fail(c, "%s of the new volume %s is not zero, %zu sectors differ:%s", what, v->name, n,
                  text);
     return false;
 }
 
 /* Could its base be lost still? */
-static bool base_is_volatile(const struct reign *r) {
+bool model_base_is_volatile(const struct reign *r) {
     return r->parent && r->replayed && !r->settled_base;
 }
 
@@ -327,13 +139,13 @@ static struct cut_search find_parent(struct reign **parent, const uint32_t *foun
     struct reign *first = *parent;
     struct checker *c = first->volume->checker;
     size_t low = whole ? MAX(first->flushed, first->acked_end) : first->flushed;
-    struct cut_search s = find_cut(first, found, low, first->count), newest = s;
-    for (struct reign *r = first; !s.found && !whole && base_is_volatile(r); r = r->parent) {
-        s = find_cut(r->parent, found, r->parent->flushed, MAX(r->cut, r->parent->flushed));
+    struct cut_search s = checker_find_cut(first, found, low, first->count), newest = s;
+    for (struct reign *r = first; !s.found && !whole && model_base_is_volatile(r); r = r->parent) {
+        s = checker_find_cut(r->parent, found, r->parent->flushed, MAX(r->cut, r->parent->flushed));
         *parent = r->parent;
     }
     if (!s.found) {
-        fail_cut(c, first, found, &newest, low, first->count, what, whole);
+        checker_fail_cut(c, first, found, &newest, low, first->count, what, whole);
         return s;
     }
     for (struct reign *r = first; r != *parent; r = r->parent)
@@ -361,7 +173,7 @@ struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoc
     if (parent) {
         s = find_parent(&parent, found, whole != NULL, what);
     } else {
-        check_origin(v, found, what);
+        model_check_origin(v, found, what);
     }
     if (checker_failed(c))
         return NULL;
@@ -369,9 +181,9 @@ struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoc
     *r = (struct reign){
         .volume = v, .epoch = epoch, .parent = parent, .cut = s.cut, .replayed = replayed};
     snprintf(r->name, sizeof r->name, "%s", name);
-    r->base = copy_places(c, found);
-    r->state = copy_places(c, found);
-    r->position = copy_places(c, NULL);
+    r->base = checker_copy_places(c, found);
+    r->state = checker_copy_places(c, found);
+    r->position = checker_copy_places(c, NULL);
     reign_insert(v, r);
     return r;
 }
@@ -432,7 +244,7 @@ void model_answer(struct reign *r, size_t position, size_t count, int rc, bool f
                 if (r->position[place] > i)
                     continue;
                 r->position[place] = (uint32_t)i + 1;
-                r->state[place] = record_value(rec, parts[k].sector + j);
+                r->state[place] = checker_record_value(rec, parts[k].sector + j);
             }
         }
         r->acked_end = MAX(r->acked_end, i + 1);
@@ -461,6 +273,10 @@ void model_deleted(struct model_volume *v) {
     }
 }
 
+struct reign *model_newest_reign(const struct model_volume *v) {
+    return reign_below(v, UINT64_MAX);
+}
+
 /* --- reads --- */
 
 void model_read_begin(struct reign *r, struct read_check *check, uint64_t sector, uint64_t count) {
@@ -487,7 +303,7 @@ static bool may_read(const struct reign *r, const struct read_check *check, size
     for (size_t i = MAX(check->unsettled, (size_t)check->position[at]); i < r->count; i++) {
         const struct record *rec = &r->records[i];
         bool covers = rec->sector <= sector && sector < rec->sector + rec->count;
-        if (covers && record_value(rec, sector) == value)
+        if (covers && checker_record_value(rec, sector) == value)
             return true;
     }
     return false;
@@ -499,7 +315,8 @@ void model_zero_seen(struct reign *r, const struct read_check *check, uint64_t s
         if (may_read(r, check, (size_t)(s - check->sector), 0))
             continue;
         char want[120];
-        describe_stamp(r->volume->checker, check->state[s - check->sector], want, sizeof want);
+        checker_describe_stamp(r->volume->checker, check->state[s - check->sector], want,
+                               sizeof want);
         checker_fail(r->volume->checker,
                      "block status of %s/%s says that sector %" PRIu64
                      " is zero, it must be %s or newer",
@@ -515,8 +332,8 @@ void model_read_end(struct reign *r, struct read_check *check, const uint8_t *da
         if (may_read(r, check, i, value))
             continue;
         char want[120], have[120];
-        describe_stamp(c, check->state[i], want, sizeof want);
-        describe_stamp(c, value, have, sizeof have);
+        checker_describe_stamp(c, check->state[i], want, sizeof want);
+        checker_describe_stamp(c, value, have, sizeof have);
         checker_fail(c,
                      "read of %s/%s, sectors %" PRIu64 "+%" PRIu64 ": sector %" PRIu64
                      " must be %s or newer, is %s",
@@ -528,85 +345,4 @@ void model_read_end(struct reign *r, struct read_check *check, const uint8_t *da
     free(check->state);
     free(check->position);
     check->state = check->position = NULL;
-}
-
-/* --- images --- */
-
-static struct reign *newest_reign(const struct model_volume *v) {
-    return reign_below(v, UINT64_MAX);
-}
-
-struct image *model_image_begin(struct model_volume *v, const char *name) {
-    struct image *i = NEW(struct image);
-    *i = (struct image){.volume = v, .from = newest_reign(v), .size_min = v->size_acked};
-    while (i->from && base_is_volatile(i->from))
-        i->from = i->from->parent;
-    i->flushed = i->from ? i->from->flushed : 0;
-    snprintf(i->name, sizeof i->name, "%s", name);
-    list_push_back(&v->checker->images, &i->node);
-    return i;
-}
-
-void model_image_end(struct image *i) {
-    free(i->limits);
-    i->limits = NULL;
-    i->limit_count = 0;
-    list_for_each (&i->volume->reigns, node) {
-        struct reign *r = list_entry(node, struct reign, node);
-        i->limits = xrealloc(i->limits, (i->limit_count + 1) * sizeof *i->limits);
-        i->limits[i->limit_count++] = (struct image_limit){.reign = r, .count = r->count};
-    }
-}
-
-/* Is it explained by the model? Tries the reign of the start, then its successors. */
-static bool explain(struct image *i, const uint32_t *found) {
-    struct checker *c = i->volume->checker;
-    struct cut_search worst = {.best_count = SIZE_MAX};
-    const struct image_limit *nearest = NULL;
-    size_t nearest_low = 0;
-    for (size_t k = 0; k < i->limit_count; k++) {
-        const struct image_limit *l = &i->limits[k];
-        if (i->from && l->reign->epoch < i->from->epoch)
-            continue;
-        size_t low = l->reign == i->from ? i->flushed : 0;
-        struct cut_search s = find_cut(l->reign, found, low, l->count);
-        if (s.found)
-            return true;
-        if (s.best_count < worst.best_count) {
-            worst = s;
-            nearest = l;
-            nearest_low = low;
-        }
-    }
-    char what[64];
-    snprintf(what, sizeof what, "image %s of %s", i->name, i->volume->name);
-    if (!i->from)
-        return check_origin(i->volume, found, what);
-    CHECK(nearest);
-    fail_cut(c, nearest->reign, found, &worst, nearest_low, nearest->count, what, false);
-    return false;
-}
-
-void model_image_check(struct image *i, const uint32_t *found, uint64_t size_bytes) {
-    struct checker *c = i->volume->checker;
-    c->cuts_checked++;
-    if (size_bytes > 0 && i->size_bytes > 0 && size_bytes != i->size_bytes)
-        checker_fail(c, "image %s of %s has size %" PRIu64 ", it was %" PRIu64, i->name,
-                     i->volume->name, size_bytes, i->size_bytes);
-    if (size_bytes > 0 && size_bytes < i->size_min)
-        checker_fail(c, "image %s of %s has size %" PRIu64 ", below %" PRIu64 " before the call",
-                     i->name, i->volume->name, size_bytes, i->size_min);
-    i->size_bytes = MAX(size_bytes, i->size_bytes);
-    if (!i->content) {
-        if (!checker_failed(c) && explain(i, found))
-            i->content = copy_places(c, found);
-        return;
-    }
-    size_t n = count_differences(c, i->content, found);
-    if (n == 0)
-        return;
-    char text[900];
-    describe_difference(c, i->content, found, text, sizeof text);
-    checker_fail(c, "image %s of %s has changed, %zu sectors differ:%s", i->name, i->volume->name,
-                 n, text);
 }
