@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,10 +18,21 @@
 
 enum { SIZE = 1 << 20, SLOW_US = 100 * 1000 };
 
+/* Keeps requests until it is opened, and says how many. */
+struct gate {
+    struct blockdev dev;
+    struct blockdev *below;
+    bool shut;
+    struct list_node held; /* struct bd_request */
+    size_t count;
+    struct waitq changed;
+};
+
 struct fixture {
     struct loop *loop;
     struct nbd_server *server;
-    struct blockdev *fault, *dev;
+    struct gate gate;
+    struct blockdev *fault;
     struct nbd_exports exports;
     int fd;   /* the client's end */
     int peer; /* the server's end, until it has it */
@@ -32,6 +44,38 @@ struct fixture {
     struct waitq waiters;
 };
 
+/* --- the gate --- */
+
+static bool gate_submit(struct blockdev *dev, struct bd_request *req) {
+    struct gate *g = container_of(dev, struct gate, dev);
+    if (!g->shut)
+        return bd_submit(g->below, req);
+    list_push_back(&g->held, &req->node);
+    g->count++;
+    waitq_wake_all(&g->changed);
+    return false;
+}
+
+static uint64_t gate_size_bytes(struct blockdev *dev) {
+    return bd_size_bytes(container_of(dev, struct gate, dev)->below);
+}
+
+static void gate_close(struct blockdev *dev) {
+    struct gate *g = container_of(dev, struct gate, dev);
+    CHECK(g->count == 0);
+    g->below->ops->close(g->below);
+}
+
+static const struct blockdev_ops gate_ops = {
+    .submit = gate_submit, .size_bytes = gate_size_bytes, .close = gate_close};
+
+static void gate_init(struct gate *g, struct blockdev *below) {
+    *g = (struct gate){.dev = *below, .below = below};
+    g->dev.ops = &gate_ops;
+    list_init(&g->held);
+    waitq_init(&g->changed);
+}
+
 /* --- an exporter that counts --- */
 
 static void on_answer(struct env_event *event) {
@@ -42,7 +86,7 @@ static void on_answer(struct env_event *event) {
 static void op_open(struct nbd_exports *x, struct nbd_lookup *l) {
     struct fixture *f = container_of(x, struct fixture, exports);
     l->rc = 0;
-    l->dev = f->dev;
+    l->dev = &f->gate.dev;
     l->handle = f;
     f->opened++;
     f->lookup = l;
@@ -64,10 +108,10 @@ static void start_fiber(void *arg) {
     struct err e;
     waitq_init(&f->waiters);
     f->fault = bd_fault_open(memory_blockdev_open(SIZE));
-    f->dev = bd_delay_open(f->fault, loop_env(f->loop), SLOW_US, SLOW_US);
+    gate_init(&f->gate, bd_delay_open(f->fault, loop_env(f->loop), SLOW_US, SLOW_US));
     f->server =
         nbd_server_new(&(struct nbd_server_config){.loop = f->loop, .exports = &f->exports});
-    CHECK((f->adopt ? nbd_server_adopt(f->server, f->peer, f->dev, &e)
+    CHECK((f->adopt ? nbd_server_adopt(f->server, f->peer, &f->gate.dev, &e)
                     : nbd_server_serve(f->server, f->peer, &e)) == 0);
 }
 
@@ -103,7 +147,7 @@ static void stop_fiber(void *arg) {
     struct fixture *f = arg;
     nbd_server_close(f->server, on_flag, f);
     await_flag(f);
-    f->dev->ops->close(f->dev);
+    f->gate.dev.ops->close(&f->gate.dev);
 }
 
 static void stop(struct fixture *f) {
@@ -123,6 +167,31 @@ static void drain_fiber(void *arg) {
 
 static void await_fiber(void *arg) {
     await_flag(arg);
+}
+
+static void shut_fiber(void *arg) {
+    ((struct fixture *)arg)->gate.shut = true;
+}
+
+static void await_held_fiber(void *arg) {
+    struct fixture *f = arg;
+    while (f->gate.count == 0)
+        CHECK(waitq_wait(loop_env(f->loop), &f->gate.changed) == 0);
+}
+
+static void open_fiber(void *arg) {
+    struct gate *g = &((struct fixture *)arg)->gate;
+    g->shut = false;
+    for (struct list_node *n; (n = list_pop_front(&g->held));) {
+        struct bd_request *req = list_entry(n, struct bd_request, node);
+        g->count--;
+        if (bd_submit(g->below, req))
+            req->done(req);
+    }
+}
+
+static void not_drained_fiber(void *arg) {
+    CHECK(!((struct fixture *)arg)->flag);
 }
 
 /* --- the client's side --- */
@@ -182,11 +251,14 @@ static void test_drain_finishes_and_refuses(void **state) {
     struct fixture *f = start(false);
     uint8_t data[512];
     handshake(f);
+    loop_call(f->loop, shut_fiber, f);
     request(f, NBD_CMD_READ, 1, 0, 512);
-    usleep(SLOW_US / 3); /* it is with the device */
+    loop_call(f->loop, await_held_fiber, f);
     loop_call(f->loop, drain_fiber, f);
     request(f, NBD_CMD_READ, 2, 0, 512);
     assert_int_equal(reply(f, 2), NBD_ESHUTDOWN);
+    loop_call(f->loop, not_drained_fiber, f);
+    loop_call(f->loop, open_fiber, f);
     assert_int_equal(reply(f, 1), 0);
     hear(f, data, 512);
     loop_call(f->loop, await_fiber, f);
@@ -200,15 +272,20 @@ static void test_drain_leaves_adopted_unread(void **state) {
     (void)state;
     struct fixture *f = start(true);
     uint8_t data[512];
+    int unread = 0;
+    loop_call(f->loop, shut_fiber, f);
     request(f, NBD_CMD_READ, 1, 0, 512);
-    usleep(SLOW_US / 3);
+    loop_call(f->loop, await_held_fiber, f);
     loop_call(f->loop, drain_fiber, f);
     request(f, NBD_CMD_READ, 2, 0, 512);
+    loop_call(f->loop, not_drained_fiber, f);
+    loop_call(f->loop, open_fiber, f);
     assert_int_equal(reply(f, 1), 0);
     hear(f, data, 512);
     loop_call(f->loop, await_fiber, f);
-    usleep(2 * SLOW_US);
     assert_int_equal(recv(f->fd, data, 1, MSG_DONTWAIT), -1);
+    assert_int_equal(ioctl(f->peer, FIONREAD, &unread), 0); /* the server has it still */
+    assert_int_equal(unread, NBD_REQUEST_SIZE);
     stop(f);
 }
 
