@@ -7,13 +7,13 @@
 #   qemu   an ordinary kernel (vmlinuz), an initramfs, and bin/qemu with what it needs
 #
 # each with modules/ (what lies in /lib/modules). Kept in ${XDG_CACHE_HOME:-~/.cache}/portalbd/kernel; a new
-# version of this script makes them anew.
+# version of these scripts makes them anew.
 set -euo pipefail
 
 kind=${1:?uml or qemu}
 cache=${XDG_CACHE_HOME:-${HOME:?}/.cache}/portalbd/kernel
-stamp=$(cksum <"$0" | cut -d' ' -f1)
 here=$(cd "$(dirname "$0")" && pwd)
+stamp=$(cat "$here/get-kernels.sh" "$here/initramfs-init.sh" | cksum | cut -d' ' -f1)
 target=$cache/$kind-$stamp
 mkdir -p "$cache"
 
@@ -27,15 +27,15 @@ tmp=$(mktemp -d "$cache/tmp.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 mkdir "$tmp/debs" "$tmp/root" "$tmp/new" "$tmp/new/bin"
 
-# Into $tmp/root.
+# Into $tmp/root. Without a network: soon.
 unpack() {
-    local deb
+    local deb get=(apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20)
     echo "get-kernels: fetching $# packages for $kind" >&2
-    (cd "$tmp/debs" && apt-get -q download "$@" >"$tmp/apt.log" 2>&1) || {
-        apt-get -q update >>"$tmp/apt.log" 2>&1 || true
-        (cd "$tmp/debs" && apt-get -q download "$@" >>"$tmp/apt.log" 2>&1)
+    (cd "$tmp/debs" && "${get[@]}" download "$@" >"$tmp/apt.log" 2>&1) || {
+        "${get[@]}" update >>"$tmp/apt.log" 2>&1 || true
+        (cd "$tmp/debs" && "${get[@]}" download "$@" >>"$tmp/apt.log" 2>&1)
     } || {
-        tail -n 3 "$tmp/apt.log" >&2
+        grep '^E: ' "$tmp/apt.log" | tail -n 1 >&2
         return 1
     }
     for deb in "$tmp/debs"/*.deb; do

@@ -23,7 +23,12 @@ command -v apt-get >/dev/null || skip "needs Debian's packages, and there is no 
 if [ "$kind" = uml ] && ldd "$build/bin/portalbd" | grep -q 'lib[at]san'; then
     skip "user-mode Linux has not the address space that sanitizers want"
 fi
-"$here/get-kernels.sh" "$kind" >/dev/null || skip "the packages for $kind cannot be had"
+memory_kib=$((2 * 1024 * 1024))
+[ "$(awk '$1 == "MemAvailable:" { print $2 }' /proc/meminfo)" -ge $memory_kib ] || skip "needs 2 GiB of memory"
+if [ "$kind" = uml ] && [ "$(df --output=avail /dev/shm | tail -n 1)" -lt $memory_kib ]; then
+    skip "needs 2 GiB in /dev/shm"
+fi
+why=$("$here/get-kernels.sh" "$kind" 2>&1 >/dev/null | tail -n 1) || skip "the packages for $kind cannot be had: $why"
 
 # Emulation is slower than this machine by so much.
 declare -A slower=([uml]=1 [qemu]=3)
