@@ -11,10 +11,12 @@ import mmap
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -25,6 +27,25 @@ from testlib import BUILD, mounted, read, sh, wait_for  # noqa: E402  pylint: di
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 BLKDISCARD = 0x1277
+
+
+def nbd_disconnect(index):
+    """What `nbd-client -d` does: netlink, the family nbd."""
+    def attribute(number, value):
+        return struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4)
+
+    def call(family, command, attributes):
+        body = struct.pack("=BBH", command, 1, 0) + attributes
+        s.send(struct.pack("=IHHII", 16 + len(body), family, 5, 1, 0) + body)  # NLM_F_REQUEST | NLM_F_ACK
+        return s.recv(65536)
+
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16) as s:  # NETLINK_GENERIC
+        answer = call(16, 3, attribute(2, b"nbd\0"))  # CTRL_CMD_GETFAMILY, by name
+        family = struct.unpack_from("=H", answer, answer.index(struct.pack("=HH", 6, 1)) + 4)[0]
+        s.recv(65536)
+        answer = call(family, 2, attribute(1, struct.pack("=I", index)))  # NBD_CMD_DISCONNECT
+        error = struct.unpack_from("=i", answer, 16)[0]
+        assert error == 0, os.strerror(-error)
 
 
 class NbdDevice(unittest.TestCase):
@@ -177,6 +198,35 @@ class NbdDevice(unittest.TestCase):
         print(f"forced detach: {took:.2f} s")
         self.assertLess(took, 10)
         self.assertFalse(os.path.exists(f"/sys/block/{os.path.basename(device)}/backend"))
+
+    def test_force_ends_a_detach_that_waits(self):
+        """The daemon stands still, the first detach waits for it to flush."""
+        volume, _ = self.attach("waits", GIB)
+        daemon = self.agent.attachment(volume).daemon_pid
+        os.kill(daemon, signal.SIGSTOP)
+        codes = []
+        first = threading.Thread(target=lambda: codes.append(self.agent.code("DetachVolume", volume_id=volume)))
+        first.start()
+        wait_for(lambda: self.agent.state(volume) == "DETACHING", "the detach to begin")
+        time.sleep(1)
+        self.assertEqual(codes, [])
+        started = time.monotonic()
+        self.agent.detach(volume, force=True)
+        self.assertLess(time.monotonic() - started, 10)
+        first.join()
+        self.assertIsNone(self.agent.attachment(volume))
+        self.assertFalse(os.path.exists(f"/proc/{daemon}"))
+
+    def test_taken_away_by_somebody_else(self):
+        volume, device = self.attach("taken", GIB)
+        with open(device, "rb", buffering=0):  # it stays, and is dead
+            nbd_disconnect(int(device.removeprefix("/dev/nbd")))
+            wait_for(lambda: self.agent.state(volume) == "FAILED", "the agent to notice")
+        self.assertIn("took the device away", self.agent.attachment(volume).message)
+        self.agent.detach(volume)
+        self.assertIsNone(self.agent.attachment(volume))
+        self.agent.attach(volume, publish_epoch=1)
+        self.agent.detach(volume)
 
     def another_serves(self, volume, pid):
         a = self.agent.attachment(volume)

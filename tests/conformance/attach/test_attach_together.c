@@ -101,6 +101,29 @@ static void test_calls_after_fail(void **state) {
     fixture_fail(f);
 }
 
+/* The kernel looks away from a new connection as long as the old one lives: that is no success. */
+static void test_the_old_connection_lives(void **state) {
+    fixture_need(state);
+    struct attach_fixture *f = *state;
+    struct err e;
+    if (fixture_is_fuse()) {
+        print_message("a device of this backend has one connection for ever\n");
+        skip();
+    }
+    fixture_attach(f);
+    int old = attach_server_hand_over(&f->server);
+    OK(f->backend->ops->resume(f->backend, f->volume, &f->link, &why));
+    fixture_start_server(f, true);
+    assert_int_equal(f->backend->ops->reattach(f->backend, f->volume, &f->how, &f->link, &e),
+                     -ERR_BUSY);
+    assert_int_equal(attach_server_wait(&f->server, FIXTURE_SOON_MS), 0); /* nobody there */
+    close(old);
+    fixture_recover(f);
+    f->client = fixture_start_client(f, fixture_write_one);
+    assert_int_equal(fixture_expect_client_ends(f, FIXTURE_SOON_MS), 0);
+    fixture_detach(f);
+}
+
 /* --- a neighbour --- */
 
 struct racer {
@@ -189,6 +212,7 @@ int main(int argc, char **argv) {
         CASE(test_detach_waits_for_the_next_daemon),
         CASE(test_fail_ends_a_detach),
         CASE(test_calls_after_fail),
+        CASE(test_the_old_connection_lives),
         CASE(test_a_neighbour_is_spared),
     };
     if (!fixture_begin(argc, argv))
