@@ -13,7 +13,8 @@
 //	POST /config?drop=0.1&...    sets what is named and leaves the rest
 //
 // Settings (flags at the start, parameters later): delay, jitter (durations: each request waits
-// delay + random(jitter)), error, drop, cut (probabilities), codes (500,503,429), retry_after
+// delay + random(jitter)), rate (bytes a second that all bodies together may take in each direction, as on
+// one network link; 0: no limit), error, drop, cut (probabilities), codes (500,503,429), retry_after
 // (seconds), kinds (PUT,GET: only these meet faults; empty: all), key (only paths that contain it),
 // down (connections are closed at once), hang (no answer until it is switched off).
 //
@@ -41,6 +42,7 @@ import (
 type config struct {
 	Delay      time.Duration `json:"delay_ns"`
 	Jitter     time.Duration `json:"jitter_ns"`
+	Rate       float64       `json:"rate"`
 	Error      float64       `json:"error"`
 	Drop       float64       `json:"drop"`
 	Cut        float64       `json:"cut"`
@@ -59,6 +61,8 @@ func (c *config) set(name, value string) (err error) {
 		c.Delay, err = time.ParseDuration(value)
 	case "jitter":
 		c.Jitter, err = time.ParseDuration(value)
+	case "rate":
+		c.Rate, err = strconv.ParseFloat(value, 64)
 	case "error":
 		c.Error, err = strconv.ParseFloat(value, 64)
 	case "drop":
@@ -117,6 +121,7 @@ type count struct {
 type proxy struct {
 	target    *url.URL
 	transport *http.Transport
+	up, down  link
 
 	mu      sync.Mutex // guards what follows
 	config  config
@@ -172,6 +177,8 @@ type countingBody struct {
 	io.ReadCloser
 	read  int64
 	limit int64 // negative: none
+	link  *link
+	rate  float64
 }
 
 func (b *countingBody) Read(to []byte) (int, error) {
@@ -183,6 +190,42 @@ func (b *countingBody) Read(to []byte) (int, error) {
 	}
 	n, err := b.ReadCloser.Read(to)
 	b.read += int64(n)
+	b.link.take(n, b.rate)
+	return n, err
+}
+
+// link is one direction of a network link: whoever sends holds it for bytes / rate.
+type link struct {
+	mu   sync.Mutex
+	free time.Time
+}
+
+func (l *link) take(n int, rate float64) {
+	if rate <= 0 || n <= 0 {
+		return
+	}
+	l.mu.Lock()
+	now := time.Now()
+	if l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+	ahead := l.free.Sub(now)
+	l.mu.Unlock()
+	if ahead > 2*time.Millisecond { // shorter sleeps take longer than they say
+		time.Sleep(ahead)
+	}
+}
+
+type linkReader struct {
+	io.Reader
+	link *link
+	rate float64
+}
+
+func (r linkReader) Read(to []byte) (int, error) {
+	n, err := r.Reader.Read(to)
+	r.link.take(n, r.rate)
 	return n, err
 }
 
@@ -275,11 +318,11 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answerError(w, r, &c)
 		return
 	}
-	p.forward(w, r, kind, fault)
+	p.forward(w, r, kind, fault, c.Rate)
 }
 
-func (p *proxy) forward(w http.ResponseWriter, r *http.Request, kind, fault string) {
-	body := &countingBody{ReadCloser: r.Body, limit: -1}
+func (p *proxy) forward(w http.ResponseWriter, r *http.Request, kind, fault string, rate float64) {
+	body := &countingBody{ReadCloser: r.Body, limit: -1, link: &p.up, rate: rate}
 	cutUpload := fault == "cut" && r.ContentLength > 0 && rand.Intn(2) == 0
 	if cutUpload {
 		body.limit = r.ContentLength / 2
@@ -316,6 +359,9 @@ func (p *proxy) forward(w http.ResponseWriter, r *http.Request, kind, fault stri
 	}
 	w.WriteHeader(answer.StatusCode)
 	from := io.Reader(answer.Body)
+	if rate > 0 {
+		from = linkReader{from, &p.down, rate}
+	}
 	if fault == "cut" {
 		from = io.LimitReader(from, max(answer.ContentLength, 0)/2)
 	}
@@ -411,7 +457,7 @@ func main() {
 	addrFile := flag.String("addr-file", "", "file that gets both addresses")
 	p := &proxy{counts: map[string]*count{}, change: make(chan struct{})}
 	p.config.Codes = []int{500, 503, 429}
-	for _, name := range []string{"delay", "jitter", "error", "drop", "cut", "codes", "retry_after", "kinds", "key", "down", "hang"} {
+	for _, name := range []string{"delay", "jitter", "rate", "error", "drop", "cut", "codes", "retry_after", "kinds", "key", "down", "hang"} {
 		name := name
 		flag.Func(name, "setting", func(value string) error { return p.config.set(name, value) })
 	}
