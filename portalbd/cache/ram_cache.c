@@ -1,8 +1,9 @@
 /* The RAM cache: an arena of pages, an open-addressing index from page number to slot, CLOCK
- * eviction.
+ * eviction. Read-once pages are also in a list, the oldest first.
  *
  * I1 index[] holds slot + 1 of every used slot, reachable from its hash by linear probing; deletion
- * shifts back. I2 A used slot has at least one valid sector. */
+ * shifts back. I2 A used slot has at least one valid sector. I3 once.count is the length of the
+ * list of read-once slots, which are used ones. */
 #include "portalbd/cache/ram_cache.h"
 
 #include <stdlib.h>
@@ -13,6 +14,13 @@ struct slot {
     uint64_t page; /* address / RAM_CACHE_PAGE_SECTORS */
     uint8_t valid; /* a bit a sector; 0: the slot is free */
     uint8_t used;  /* CLOCK's reference bit */
+    bool once;     /* on the list of read-once pages */
+};
+
+/* Free slots use `next` alone. Slot numbers + 1; 0: none. */
+struct link {
+    uint32_t next;
+    uint32_t prev;
 };
 
 struct ram_cache {
@@ -24,8 +32,13 @@ struct ram_cache {
     uint32_t used_count;
     uint32_t fresh; /* slots from here on were never used */
     uint32_t hand;
-    uint32_t free_slot;  /* one free slot + 1 below `fresh`, else 0: drops push here */
-    uint32_t *free_next; /* links of free slots */
+    uint32_t free_slot; /* one free slot + 1 below `fresh`, else 0: drops push here */
+    struct link *links;
+    struct {
+        uint32_t first, last; /* slot + 1 */
+        uint32_t count;
+        uint32_t max; /* of a full cache */
+    } once;
 };
 
 struct ram_cache *ram_cache_new(uint64_t size) {
@@ -38,7 +51,8 @@ struct ram_cache *ram_cache_new(uint64_t size) {
     CHECK(p != MAP_FAILED);
     c->data = p;
     c->slots = xcalloc(count, sizeof *c->slots);
-    c->free_next = xcalloc(count, sizeof *c->free_next);
+    c->links = xcalloc(count, sizeof *c->links);
+    c->once.max = MAX(c->slot_count / 8 * 3, 1u);
     uint32_t index_size = 4;
     while (index_size < count * 2)
         index_size *= 2;
@@ -52,7 +66,7 @@ void ram_cache_free(struct ram_cache *c) {
         return;
     munmap(c->data, (size_t)c->slot_count * RAM_CACHE_PAGE);
     free(c->slots);
-    free(c->free_next);
+    free(c->links);
     free(c->index);
     free(c);
 }
@@ -92,16 +106,44 @@ static void unindex(struct ram_cache *c, uint64_t page) {
     c->index[hole] = 0;
 }
 
+static void once_add(struct ram_cache *c, struct slot *s) {
+    uint32_t n = (uint32_t)(s - c->slots);
+    CHECK(!s->once);
+    s->once = true;
+    c->links[n] = (struct link){.prev = c->once.last};
+    if (c->once.last)
+        c->links[c->once.last - 1].next = n + 1;
+    else
+        c->once.first = n + 1;
+    c->once.last = n + 1;
+    c->once.count++;
+}
+
+static void once_remove(struct ram_cache *c, struct slot *s) {
+    struct link *l = &c->links[s - c->slots];
+    CHECK(s->once && c->once.count > 0);
+    s->once = false;
+    *(l->prev ? &c->links[l->prev - 1].next : &c->once.first) = l->next;
+    *(l->next ? &c->links[l->next - 1].prev : &c->once.last) = l->prev;
+    c->once.count--;
+}
+
 static void release_slot(struct ram_cache *c, struct slot *s) {
     unindex(c, s->page);
+    if (s->once)
+        once_remove(c, s);
     s->valid = 0;
     c->used_count--;
     uint32_t n = (uint32_t)(s - c->slots);
-    c->free_next[n] = c->free_slot;
+    c->links[n].next = c->free_slot;
     c->free_slot = n + 1;
 }
 
 static void evict_one(struct ram_cache *c) {
+    if (c->once.count >= c->once.max) {
+        release_slot(c, &c->slots[c->once.first - 1]);
+        return;
+    }
     for (;;) {
         struct slot *s = &c->slots[c->hand];
         c->hand = (c->hand + 1) % c->slot_count;
@@ -121,7 +163,7 @@ static struct slot *take_slot(struct ram_cache *c, uint64_t page) {
     uint32_t n;
     if (c->free_slot) {
         n = c->free_slot - 1;
-        c->free_slot = c->free_next[n];
+        c->free_slot = c->links[n].next;
     } else {
         n = c->fresh++;
     }
@@ -149,12 +191,29 @@ static struct span span_at(uint64_t sector, uint64_t count) {
     return s;
 }
 
+static bool has_all(const struct ram_cache *c, uint64_t sector, uint64_t count) {
+    while (count > 0) {
+        struct span p = span_at(sector, count);
+        const struct slot *s = find(c, p.page);
+        if (!s || (s->valid & p.mask) != p.mask)
+            return false;
+        sector += p.count;
+        count -= p.count;
+    }
+    return true;
+}
+
 bool ram_cache_read(struct ram_cache *c, uint64_t sector, uint64_t count, uint8_t *buf) {
+    /* A read that fails is no use of the pages that it would have found. */
+    if (count > RAM_CACHE_PAGE_SECTORS && !has_all(c, sector, count))
+        return false;
     while (count > 0) {
         struct span p = span_at(sector, count);
         struct slot *s = find(c, p.page);
         if (!s || (s->valid & p.mask) != p.mask)
             return false;
+        if (s->once && s->used)
+            once_remove(c, s);
         s->used = 1;
         memcpy(buf, slot_data(c, s) + p.first * SECTOR_SIZE, (size_t)p.count * SECTOR_SIZE);
         buf += (size_t)p.count * SECTOR_SIZE;
@@ -164,18 +223,31 @@ bool ram_cache_read(struct ram_cache *c, uint64_t sector, uint64_t count, uint8_
     return true;
 }
 
-void ram_cache_write(struct ram_cache *c, uint64_t sector, uint64_t count, const uint8_t *data) {
+static void write_pages(struct ram_cache *c, uint64_t sector, uint64_t count, const uint8_t *data,
+                        bool once) {
     while (count > 0) {
         struct span p = span_at(sector, count);
         struct slot *s = find(c, p.page);
-        if (!s)
+        if (!s) {
             s = take_slot(c, p.page);
+            if (once)
+                once_add(c, s);
+        }
         s->valid |= p.mask;
         memcpy(slot_data(c, s) + p.first * SECTOR_SIZE, data, (size_t)p.count * SECTOR_SIZE);
         data += (size_t)p.count * SECTOR_SIZE;
         sector += p.count;
         count -= p.count;
     }
+}
+
+void ram_cache_write(struct ram_cache *c, uint64_t sector, uint64_t count, const uint8_t *data) {
+    write_pages(c, sector, count, data, false);
+}
+
+void ram_cache_write_once(struct ram_cache *c, uint64_t sector, uint64_t count,
+                          const uint8_t *data) {
+    write_pages(c, sector, count, data, true);
 }
 
 static void drop_from_slot(struct ram_cache *c, struct slot *s, uint8_t mask) {

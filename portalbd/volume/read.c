@@ -9,66 +9,31 @@
  * request came. I2 Sectors that changed since a read looked at the map are not filled into the
  * cache (read_op.changed). I3 A frame's checksum is verified before its bytes are used. I4 A
  * missing object is corruption only if we are still the newest writer (or the pin still stands). */
-#include <stdio.h>
 #include <stdlib.h>
 
-#include "portalbd/volume/volume_internal.h"
+#include "common/mutant.h"
+#include "portalbd/volume/lookup.h"
 
 enum {
-    GET_SIZE_MAX = 4 * 1024 * 1024,  /* bytes of one ranged GET */
-    GET_GAP_MAX = 32 * 1024,         /* bytes between frames that one GET still bridges */
-    READ_SLICE = 4 * 1024 * 1024,    /* bytes of a READ that are looked up and fetched at a time */
-    DECODE_INLINE_MAX = 32 * 1024,   /* bytes of frames that are not worth a worker */
-    STATUS_SLICE = 64 * 1024 * 1024, /* bytes of a BLOCK_STATUS that are looked up at a time */
+    GET_SIZE_MAX = 5 * 1024 * 1024, /* bytes of one ranged GET: a slice and its frames' headers */
+    GET_GAP_MAX = 32 * 1024,        /* bytes between frames that one GET still bridges */
+    READ_SLICE = 4 * 1024 * 1024,   /* bytes of a READ that are looked up and fetched at a time */
+    DECODE_INLINE_MAX = 32 * 1024,  /* bytes of frames that are not worth a worker */
+    WAITS_MAX = 8,      /* reads under way that a READ waits for before it fetches itself */
+    AHEAD_GETS_MAX = 4, /* a read-ahead of more GETs lets everything else go first */
 };
 
-/* Where [sector, sector + count) is. Stored pieces carry their own lens. */
-struct piece {
-    uint64_t sector;
-    uint64_t count;
-    uint8_t kind;
-    bool found;      /* false: nobody has it: a hole */
-    bool in_journal; /* DATA in the journal at pos */
-    uint64_t pos;
-    struct obj_ref ref;
-    struct volume_key owner; /* whose prefix ref is under */
-    uint32_t off;
-    uint32_t stored_len;
-    uint8_t skip;
-    uint16_t len_count;
-    uint16_t lens[EXTENT_FRAMES_MAX];
-};
+/* --- ops: what is being read --- */
 
-struct pieces {
-    struct piece *items; /* owned */
-    size_t count;
-    size_t cap;
-};
-
-struct read_op {
-    struct list_node node; /* on v->misses */
-    uint64_t serial;       /* ascending along the list */
-    uint64_t sector;
-    uint64_t count;
-    bool changed; /* something in it was written since the map was looked at */
-};
-
-void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count) {
-    list_for_each (&v->misses, node) {
-        struct read_op *op = list_entry(node, struct read_op, node);
-        if (sector < op->sector + op->count && op->sector < sector + count)
-            op->changed = true;
-    }
-}
-
-/* From before the lookup until nothing of what it found is used any more. */
-static void op_begin(struct volume *v, struct read_op *op, uint64_t sector, uint64_t count) {
+void read_op_start(struct volume *v, struct read_op *op, uint64_t sector, uint64_t count) {
     *op = (struct read_op){.serial = ++v->read_serial, .sector = sector, .count = count};
+    waitq_init(&op->ended);
     list_push_back(&v->misses, &op->node);
 }
 
-static void op_end(struct volume *v, struct read_op *op) {
+void read_op_end(struct volume *v, struct read_op *op) {
     list_remove(&op->node);
+    waitq_wake_all(&op->ended);
     waitq_wake_all(&v->read_ended);
 }
 
@@ -81,177 +46,39 @@ int read_wait_older(struct volume *v, uint64_t serial, struct err *e) {
     return 0;
 }
 
-/* --- looking up --- */
-
-static struct piece *add_piece(struct pieces *p) {
-    if (p->count == p->cap) {
-        p->cap = MAX(p->cap * 2, (size_t)8);
-        p->items = xrealloc(p->items, p->cap * sizeof *p->items);
-    }
-    return &p->items[p->count++];
+static bool overlap(uint64_t a, uint64_t a_count, uint64_t b, uint64_t b_count) {
+    return a < b + b_count && b < a + a_count;
 }
 
-static void set_stored(struct piece *x, const struct map_entry *m, const struct volume_key *owner) {
-    x->ref = m->ref;
-    x->owner = *owner;
-    x->off = m->off;
-    x->skip = m->skip;
-    x->len_count = m->len_count;
-    x->stored_len = map_entry_stored_len(m);
-    memcpy(x->lens, m->lens, m->len_count * sizeof *m->lens);
-}
-
-static void add_mem_extent(struct volume *v, struct pieces *out, const struct mem_extent *x) {
-    struct piece *p = add_piece(out);
-    *p = (struct piece){
-        .sector = x->sector, .count = x->count, .kind = x->kind, .found = true, .pos = x->pos};
-    if (x->kind != EXTENT_DATA)
-        return;
-    p->in_journal = !x->stored;
-    if (x->stored) {
-        struct map_entry m = mem_extent_entry(x);
-        set_stored(p, &m, &v->manifest.root.volumes[x->volume]);
+void read_mark_changed(struct volume *v, uint64_t sector, uint64_t count) {
+    list_for_each (&v->misses, node) {
+        struct read_op *op = list_entry(node, struct read_op, node);
+        if (!overlap(sector, count, op->sector, op->count))
+            continue;
+        if (op->changed_count < ARRAY_LEN(op->changed))
+            op->changed[op->changed_count] = (struct read_range){sector, count};
+        op->changed_count++;
     }
 }
 
-/* Splits `in` (pieces not found) by what the memtable knows. */
-static void lookup_memtable(struct volume *v, const struct memtable *t, uint64_t sector,
-                            uint64_t count, struct pieces *out) {
-    uint64_t end = sector + count;
-    while (sector < end) {
-        const struct mem_extent *x = memtable_seek(t, sector);
-        uint64_t next = x ? MIN(MAX(x->sector, sector), end) : end;
-        if (next > sector)
-            *add_piece(out) = (struct piece){.sector = sector, .count = next - sector};
-        if (next == end)
-            return;
-        uint64_t to = MIN(x->sector + x->count, end);
-        struct mem_extent part = mem_extent_part(x, next, to - next);
-        add_mem_extent(v, out, &part);
-        sector = to;
-    }
+static bool has_changed(const struct read_op *op, uint64_t sector, uint64_t count) {
+    if (MUTANT("fill-what-changed"))
+        return false;
+    if (op->changed_count > ARRAY_LEN(op->changed))
+        return true; /* it did not count where */
+    for (size_t i = 0; i < op->changed_count; i++)
+        if (overlap(sector, count, op->changed[i].sector, op->changed[i].count))
+            return true;
+    return false;
 }
 
-static void refine_by_memtable(struct volume *v, const struct memtable *t, struct pieces *p) {
-    struct pieces out = {0};
-    for (size_t i = 0; i < p->count; i++) {
-        if (p->items[i].found)
-            *add_piece(&out) = p->items[i];
-        else
-            lookup_memtable(v, t, p->items[i].sector, p->items[i].count, &out);
+static struct read_op *find_op(struct volume *v, uint64_t sector, uint64_t count) {
+    list_for_each (&v->misses, node) {
+        struct read_op *op = list_entry(node, struct read_op, node);
+        if (op->fetches && overlap(sector, count, op->sector, op->count))
+            return op;
     }
-    free(p->items);
-    *p = out;
-}
-
-/* The same by a run: fiber. */
-static int lookup_run(struct run_reader *r, struct run_iter *it, uint64_t sector, uint64_t count,
-                      struct pieces *out, struct err *e) {
-    const struct run_index *index = run_reader_index(r);
-    uint64_t end = sector + count;
-    int rc = run_iter_seek(it, sector, e);
-    while (rc == 0 && sector < end) {
-        int found = run_iter_next(it, e);
-        if (found < 0)
-            return found;
-        uint64_t next = found ? MIN(MAX(it->entry.sector, sector), end) : end;
-        if (next > sector)
-            *add_piece(out) = (struct piece){.sector = sector, .count = next - sector};
-        if (next == end)
-            return 0;
-        struct map_entry m = it->entry;
-        uint64_t to = MIN(m.sector + m.count, end);
-        map_entry_narrow(&m, next, to - next);
-        struct piece *p = add_piece(out);
-        *p = (struct piece){.sector = next, .count = to - next, .kind = m.kind, .found = true};
-        if (m.kind == EXTENT_DATA)
-            set_stored(p, &m, &index->volumes[m.ref.volume]);
-        sector = to;
-    }
-    return rc;
-}
-
-static int refine_by_run(struct run_reader *r, struct pieces *p, struct err *e) {
-    struct pieces out = {0};
-    struct run_iter it;
-    run_iter_init(&it, r, 1);
-    int rc = 0;
-    for (size_t i = 0; rc == 0 && i < p->count; i++) {
-        if (p->items[i].found)
-            *add_piece(&out) = p->items[i];
-        else
-            rc = lookup_run(r, &it, p->items[i].sector, p->items[i].count, &out, e);
-    }
-    run_iter_release(&it);
-    free(p->items);
-    *p = out;
-    return rc;
-}
-
-static bool all_found(const struct pieces *p) {
-    for (size_t i = 0; i < p->count; i++)
-        if (!p->items[i].found)
-            return false;
-    return true;
-}
-
-static void lookup_memory(struct volume *v, uint64_t sector, uint64_t count, struct pieces *p) {
-    lookup_memtable(v, v->active, sector, count, p);
-    if (v->frozen)
-        refine_by_memtable(v, v->frozen, p);
-}
-
-/* fiber. A GET that found nothing: are we still the one who may say so? */
-int read_explain_missing(struct volume *v, const char *what, struct err *e) {
-    if (v->read_only) {
-        char root_key[KEY_MAX];
-        key_pin_root(root_key, &v->config.key, &v->pin);
-        CLEANUP_BUF struct buf body = {0};
-        int rc = objstore_get(v->store, root_key, MANIFEST_SIZE_MAX, &body, e);
-        if (rc < 0 && rc != -ERR_NOT_FOUND)
-            return rc;
-        struct pin_root root;
-        bool gone = rc == -ERR_NOT_FOUND || pin_root_decode(&root, buf_view(&body), NULL) < 0;
-        if (!gone) {
-            gone = root.expired;
-            pin_root_release(&root);
-        }
-        if (gone)
-            return err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted");
-    } else {
-        /* The mutex: a manifest of our own that is put meanwhile would look like another's. */
-        if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
-            return err_set(e, -ERR_CANCELLED, "cancelled");
-        int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
-        fiber_mutex_unlock(&v->manifest_mutex);
-        if (rc == -ERR_FENCED)
-            volume_break(v, VOL_FENCED, e);
-        if (rc < 0)
-            return rc;
-    }
-    return err_set(e, -ERR_CORRUPT, "missing from the store: %s", what);
-}
-
-/* fiber. What the memtables did not know, by the runs of this moment. */
-static int lookup_runs(struct volume *v, struct pieces *p, struct err *e) {
-    struct run_reader *runs[ROOT_RUNS_MAX];
-    size_t run_count = v->run_count;
-    CHECK(run_count <= ARRAY_LEN(runs));
-    for (size_t i = 0; i < run_count; i++) {
-        runs[i] = v->runs[i];
-        run_reader_ref(runs[i]);
-    }
-    int rc = 0;
-    for (size_t i = 0; rc == 0 && i < run_count && !all_found(p); i++)
-        rc = refine_by_run(runs[i], p, e);
-    for (size_t i = 0; i < run_count; i++)
-        run_reader_unref(runs[i]);
-    if (rc == -ERR_NOT_FOUND) {
-        char missing[ERR_TEXT_MAX];
-        snprintf(missing, sizeof missing, "%s", e->text);
-        rc = read_explain_missing(v, missing, e);
-    }
-    return rc;
+    return NULL;
 }
 
 /* --- fetching --- */
@@ -262,6 +89,7 @@ struct slice {
     uint64_t sector;
     uint64_t count;
     uint8_t *buf;
+    bool ahead; /* nobody has asked for it yet */
     struct pieces pieces;
     size_t fetching;
     struct waitq fetched;
@@ -274,14 +102,16 @@ static uint8_t *slice_at(const struct slice *s, uint64_t sector) {
 /* One ranged GET, and the pieces [first, first + count) of the sorted list that it brings. */
 struct fetch {
     struct obj_request req;
+    struct env_job job;
     struct slice *slice;
     struct piece **pieces;
     size_t piece_count;
     char key[KEY_MAX];
     uint32_t off;
     uint32_t len;
-    bool ended;
-    int rc;
+    bool answered;
+    size_t body_len;
+    int rc; /* of the decoding */
     struct err err;
 };
 
@@ -300,13 +130,6 @@ static bool same_object(const struct piece *a, const struct piece *b) {
     struct obj_ref ar = a->ref, br = b->ref;
     ar.volume = br.volume = 0;
     return strcmp(a->owner.text, b->owner.text) == 0 && obj_ref_equal(&ar, &br);
-}
-
-static void on_fetched(struct obj_request *req) {
-    struct fetch *f = container_of(req, struct fetch, req);
-    f->ended = true;
-    if (--f->slice->fetching == 0)
-        waitq_wake_all(&f->slice->fetched);
 }
 
 static int decode_piece(struct fetch *f, const struct piece *p, struct err *e) {
@@ -334,26 +157,45 @@ static int decode_piece(struct fetch *f, const struct piece *p, struct err *e) {
     return 0;
 }
 
-/* On a worker, or inline when it is little. */
-static void decode_fetch(void *arg) {
-    struct fetch *f = arg;
+static void decode_fetch(struct env_job *job) {
+    struct fetch *f = container_of(job, struct fetch, job);
     for (size_t i = 0; f->rc == 0 && i < f->piece_count; i++)
         f->rc = decode_piece(f, f->pieces[i], &f->err);
 }
 
-static int finish_fetch(struct fetch *f, struct err *e) {
-    struct volume *v = f->slice->v;
+static void end_fetch(struct env_job *job) {
+    struct fetch *f = container_of(job, struct fetch, job);
+    struct slice *s = f->slice;
+    buf_release(&f->req.body); /* others of the slice may still take long */
+    if (--s->fetching == 0)
+        waitq_wake_all(&s->fetched);
+}
+
+/* What has come is decoded at once, while other GETs are under way: on a worker, or here when it is
+ * little. */
+static void on_fetched(struct obj_request *req) {
+    struct fetch *f = container_of(req, struct fetch, req);
+    f->answered = true;
+    f->body_len = req->body.len;
+    f->job = (struct env_job){.run = decode_fetch, .done = end_fetch};
+    bool whole = req->rc == 0 && req->body.len == f->len;
+    if (whole && f->len > DECODE_INLINE_MAX) {
+        env_job_submit(f->slice->v->env, &f->job);
+        return;
+    }
+    if (whole)
+        decode_fetch(&f->job);
+    end_fetch(&f->job);
+}
+
+static int fetch_result(struct fetch *f, struct err *e) {
     if (f->req.rc == -ERR_NOT_FOUND)
-        return read_explain_missing(v, f->key, e);
+        return read_explain_missing(f->slice->v, f->key, e);
     if (f->req.rc < 0)
         return err_copy(e, &f->req.err);
-    if (f->req.body.len < f->len)
+    if (f->body_len != f->len)
         return err_set(e, -ERR_CORRUPT, "%s ends at byte %zu, the map wants %u", f->key,
-                       f->off + f->req.body.len, f->off + f->len);
-    if (f->len > DECODE_INLINE_MAX)
-        fiber_run_job(v->env, decode_fetch, f);
-    else
-        decode_fetch(f);
+                       f->off + f->body_len, f->off + f->len);
     return f->rc < 0 ? err_copy(e, &f->err) : 0;
 }
 
@@ -394,13 +236,14 @@ static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, str
                                       .off = f->off,
                                       .len = f->len,
                                       .size_max = f->len,
+                                      .background = s->ahead && count > AHEAD_GETS_MAX,
                                       .done = on_fetched};
         objstore_submit(v->store, &f->req);
     }
     int rc = waitq_wait(v->env, &s->fetched);
     if (rc < 0) {
         for (size_t i = 0; i < count; i++)
-            if (!fetches[i].ended)
+            if (!fetches[i].answered)
                 objstore_cancel(v->store, &fetches[i].req);
         if (s->fetching > 0)
             waitq_wait_always(v->env, &s->fetched);
@@ -408,7 +251,7 @@ static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, str
     }
     for (size_t i = 0; i < count; i++) {
         if (rc == 0)
-            rc = finish_fetch(&fetches[i], e);
+            rc = fetch_result(&fetches[i], e);
         obj_request_release(&fetches[i].req);
     }
     return rc;
@@ -420,8 +263,10 @@ static int fetch_stored(struct slice *s, struct err *e) {
     for (size_t i = 0; i < s->pieces.count; i++) {
         struct piece *p = &s->pieces.items[i];
         bool stored = p->found && p->kind == EXTENT_DATA && !p->in_journal;
-        if (stored && !ram_cache_read(s->v->cache, p->sector, p->count, slice_at(s, p->sector)))
-            sorted[count++] = p;
+        if (!stored || ram_cache_read(s->v->cache, p->sector, p->count, slice_at(s, p->sector)))
+            continue;
+        p->fetched = true;
+        sorted[count++] = p;
     }
     int rc = 0;
     if (count > 0) {
@@ -474,33 +319,60 @@ static int slice_finish(struct slice *s, struct err *e) {
     return rc == 0 ? fetch_stored(s, e) : rc;
 }
 
-/* fiber. Reads sectors into buf and keeps them in the cache. */
+/* fiber. Reads what the op covers into buf and keeps it in the cache. */
+static int read_op_run(struct volume *v, struct read_op *op, uint8_t *buf, struct err *e) {
+    struct slice s;
+    int rc = slice_start(&s, v, op->sector, op->count, buf) ? 0 : slice_finish(&s, e);
+    free(s.pieces.items);
+    if (rc == 0 && !has_changed(op, op->sector, op->count))
+        ram_cache_write(v->cache, op->sector, op->count, buf);
+    return rc;
+}
+
+int read_op_run_ahead(struct volume *v, struct read_op *op, struct err *e) {
+    uint8_t *buf = xmalloc(op->count * SECTOR_SIZE);
+    struct slice s = {.v = v, .sector = op->sector, .count = op->count, .buf = buf, .ahead = true};
+    lookup_memory(v, op->sector, op->count, &s.pieces);
+    int rc = lookup_runs(v, &s.pieces, e);
+    if (rc == 0)
+        rc = fetch_stored(&s, e);
+    for (size_t i = 0; rc == 0 && i < s.pieces.count; i++) {
+        const struct piece *p = &s.pieces.items[i];
+        if (p->fetched && !has_changed(op, p->sector, p->count))
+            ram_cache_write_once(v->cache, p->sector, p->count, slice_at(&s, p->sector));
+    }
+    free(s.pieces.items);
+    free(buf);
+    return rc;
+}
+
+/* fiber. Reads sectors into buf and keeps them in the cache. What is under way already is waited
+ * for: one GET is enough. */
 static int read_sectors(struct volume *v, uint64_t sector, uint64_t count, uint8_t *buf,
                         struct err *e) {
-    if (ram_cache_read(v->cache, sector, count, buf)) {
+    struct read_op *other;
+    bool cached = ram_cache_read(v->cache, sector, count, buf), waited = false;
+    for (int i = 0; !cached && i < WAITS_MAX && (other = find_op(v, sector, count)) != NULL; i++) {
+        waited = true;
+        if (waitq_wait(v->env, &other->ended) < 0)
+            return err_set(e, -ERR_SHUTDOWN, "the volume is closing");
+        cached = ram_cache_read(v->cache, sector, count, buf);
+    }
+    v->stats.read_waits += waited;
+    if (cached) {
         v->stats.cache_hits++;
         return 0;
     }
     v->stats.cache_misses++;
     struct read_op op;
-    op_begin(v, &op, sector, count);
-    struct slice s;
-    int rc = slice_start(&s, v, sector, count, buf) ? 0 : slice_finish(&s, e);
-    op_end(v, &op);
-    free(s.pieces.items);
-    if (rc == 0 && !op.changed)
-        ram_cache_write(v->cache, sector, count, buf);
+    read_op_start(v, &op, sector, count);
+    op.fetches = true;
+    int rc = read_op_run(v, &op, buf, e);
+    read_op_end(v, &op);
     return rc;
 }
 
 /* --- requests --- */
-
-/* The end of a request that a fiber carried out; only volume_free cancels those. */
-static void complete_in_fiber(struct volume *v, struct bd_request *req, int rc) {
-    if (v->state == VOL_FENCED)
-        rc = -ERR_FENCED;
-    volume_complete(req, rc == -ERR_CANCELLED ? -ERR_SHUTDOWN : rc);
-}
 
 static void read_fiber(struct volume *v, void *arg) {
     struct bd_request *req = arg;
@@ -515,14 +387,16 @@ static void read_fiber(struct volume *v, void *arg) {
     }
     if (rc < 0)
         volume_report_read_error(v, req, &e);
-    complete_in_fiber(v, req, rc);
+    read_complete(v, req, rc);
 }
 
 bool read_submit(struct volume *v, struct bd_request *req) {
     uint64_t sector = req->off / SECTOR_SIZE, count = req->len / SECTOR_SIZE;
     v->stats.bytes_read += req->len;
     req->rc = 0;
-    if (ram_cache_read(v->cache, sector, count, req->read_buf)) {
+    bool cached = ram_cache_read(v->cache, sector, count, req->read_buf);
+    read_ahead_note(v, sector, count, cached);
+    if (cached) {
         v->stats.cache_hits++;
         return true;
     }
@@ -550,65 +424,10 @@ static void prefetch_fiber(struct volume *v, void *arg) {
             rc = fiber_yield(v->env);
     }
     free(buf);
-    complete_in_fiber(v, req, rc);
+    read_complete(v, req, rc);
 }
 
 bool prefetch_submit(struct volume *v, struct bd_request *req) {
     volume_fiber_start(v, prefetch_fiber, req);
-    return false;
-}
-
-/* Adds a stretch to the answer. False: the answer is full. */
-static bool add_status(struct bd_request *req, uint64_t len, uint32_t state) {
-    size_t max = req->flags & BD_REQ_ONE ? 1 : BD_STATUS_EXTENTS_MAX;
-    struct bd_extent *last =
-        req->extents.count ? &req->extents.items[req->extents.count - 1] : NULL;
-    if (last && last->state == state) {
-        last->len += len;
-        return true;
-    }
-    if (req->extents.count == max)
-        return false;
-    req->extents.items[req->extents.count++] = (struct bd_extent){.len = len, .state = state};
-    return true;
-}
-
-static bool add_piece_status(struct bd_request *req, const struct piece *p) {
-    uint32_t state = 0;
-    if (!p->found || p->kind == EXTENT_HOLE)
-        state = BD_EXTENT_HOLE | BD_EXTENT_ZERO;
-    else if (p->kind == EXTENT_ZERO)
-        state = BD_EXTENT_ZERO;
-    return add_status(req, p->count * SECTOR_SIZE, state);
-}
-
-static void block_status_fiber(struct volume *v, void *arg) {
-    struct bd_request *req = arg;
-    struct err e = {0};
-    int rc = 0;
-    bool room = true;
-    req->extents.count = 0;
-    for (uint64_t done = 0; rc == 0 && room && done < req->len;) {
-        uint64_t len = MIN(req->len - done, (uint64_t)STATUS_SLICE);
-        struct pieces p = {0};
-        struct read_op op;
-        op_begin(v, &op, (req->off + done) / SECTOR_SIZE, len / SECTOR_SIZE);
-        lookup_memory(v, op.sector, op.count, &p);
-        rc = lookup_runs(v, &p, &e);
-        op_end(v, &op);
-        for (size_t i = 0; rc == 0 && room && i < p.count; i++)
-            room = add_piece_status(req, &p.items[i]);
-        free(p.items);
-        done += len;
-        if (rc == 0 && room && done < req->len)
-            rc = fiber_yield(v->env);
-    }
-    if (rc < 0)
-        volume_report_read_error(v, req, &e);
-    complete_in_fiber(v, req, rc);
-}
-
-bool block_status_submit(struct volume *v, struct bd_request *req) {
-    volume_fiber_start(v, block_status_fiber, req);
     return false;
 }

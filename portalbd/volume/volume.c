@@ -296,4 +296,6 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     if (v->gc)
         gc_status(v->gc, ret);
     ret->cache_bytes = ram_cache_used(v->cache);
+    for (size_t i = 0; i < READ_STREAMS_MAX; i++)
+        ret->read_streams += v->ahead.streams[i].next != 0;
 }

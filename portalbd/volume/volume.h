@@ -120,6 +120,10 @@ struct volume_status {
     uint64_t memtable_extents;
     uint64_t run_count;
     uint64_t cache_hits, cache_misses, cache_bytes;
+    uint64_t read_waits;        /* reads that another read under way saved from a GET */
+    uint64_t read_streams;      /* sequential readers at present */
+    uint64_t read_ahead_bytes;  /* fetched before they were asked for */
+    uint64_t read_ahead_unread; /* ... and still not read when their reader was forgotten */
     uint64_t bytes_written, bytes_read, bytes_stored;
     uint64_t flushes, flush_cuts, checkpoints, merges;
     uint64_t gc_scrubs, gc_rounds, gc_objects_deleted, gc_bytes_deleted;

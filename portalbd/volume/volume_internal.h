@@ -2,9 +2,9 @@
  * include this.
  *
  * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · replay.c the journal at
- * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads, block status ·
- * checkpoint.c memtable -> run -> manifest, grow, close · levels.c the list of runs, merges ·
- * gc.c garbage. */
+ * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads ·
+ * lookup.c where sectors are, block status · read_ahead.c sequential readers · checkpoint.c memtable
+ * -> run -> manifest, grow, close · levels.c the list of runs, merges · gc.c garbage. */
 #pragma once
 
 #include "common/fiber.h"
@@ -30,6 +30,31 @@ enum {
     BACKLOG_EXTENTS_MAX = 512 * 1024, /* extents in memory; the same */
     WAITING_AFTER_US =
         5 * 1000 * 1000, /* a PUT this old: the health says that we wait for the store */
+};
+
+enum {
+    READ_STREAMS_MAX = 8,     /* sequential readers that are told apart */
+    READ_CANDIDATES_MAX = 16, /* places where a sequential reader may have begun */
+};
+
+/* A sequential reader (read_ahead.c). */
+struct read_stream {
+    uint64_t next;      /* the sector behind its last READ; 0: no stream */
+    uint64_t ahead;     /* sectors below it are in the cache or under way */
+    uint64_t window;    /* how many sectors `ahead` is to be before `next` */
+    uint64_t grown_at;  /* `next` when the window grew */
+    uint64_t last_used; /* read_ahead.clock */
+};
+
+struct read_ahead {
+    struct read_stream streams[READ_STREAMS_MAX];
+    struct {
+        uint64_t next; /* 0: none */
+        uint64_t bytes;
+    } candidates[READ_CANDIDATES_MAX];
+    unsigned candidate_at; /* the one that is replaced next */
+    uint64_t clock;        /* counts the READs of streams */
+    unsigned ops;          /* fetches under way */
 };
 
 enum volume_state {
@@ -115,6 +140,7 @@ struct volume {
     struct list_node misses; /* struct read_op, oldest first: reads that use what they looked up */
     uint64_t read_serial;    /* of the newest of them */
     struct waitq read_ended; /* fibers: read_wait_older */
+    struct read_ahead ahead;
 
     /* Merges. */
     struct list_node merges;     /* struct merge, under way */
@@ -176,7 +202,26 @@ void write_drop_window(struct volume *v);
 int write_wait_durable(struct volume *v, uint64_t number, struct err *e);
 
 /* --- read.c --- */
-struct read_op; /* on v->misses */
+/* Sectors that are being read from the store. Who wants them too waits for `ended`. */
+struct read_range {
+    uint64_t sector;
+    uint64_t count;
+};
+struct read_op {
+    struct list_node node; /* on v->misses */
+    uint64_t serial;       /* ascending along the list */
+    bool fetches;          /* else it only looks at the map */
+    uint64_t sector;
+    uint64_t count;
+    struct read_range changed[16]; /* written since the map was looked at */
+    size_t changed_count;          /* may be more than fit */
+    struct waitq ended;
+};
+/* From before the lookup until nothing of what it found is used any more. */
+void read_op_start(struct volume *v, struct read_op *op, uint64_t sector, uint64_t count);
+void read_op_end(struct volume *v, struct read_op *op);
+/* fiber. Fetches what nobody has asked for yet, into the cache. */
+int read_op_run_ahead(struct volume *v, struct read_op *op, struct err *e);
 bool read_submit(struct volume *v, struct bd_request *req);
 bool block_status_submit(struct volume *v, struct bd_request *req);
 bool prefetch_submit(struct volume *v, struct bd_request *req);
@@ -186,6 +231,12 @@ int read_wait_older(struct volume *v, uint64_t serial, struct err *e);
 /* fiber. What it means that an object which our map names is not there: we are fenced, the snapshot
  * or volume was deleted, or it is corruption. `what` says which object. */
 int read_explain_missing(struct volume *v, const char *what, struct err *e);
+
+/* --- read_ahead.c --- */
+/* A READ has come; `cached`: the RAM cache has all of it. */
+void read_ahead_note(struct volume *v, uint64_t sector, uint64_t count, bool cached);
+/* Bytes of the cache that read-ahead may fill before they are read. */
+uint64_t read_ahead_budget(uint64_t cache_size);
 
 /* --- checkpoint.c --- */
 void checkpoint_maybe_start(struct volume *v);
