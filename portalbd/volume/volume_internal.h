@@ -3,7 +3,8 @@
  *
  * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · replay.c the journal at
  * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads ·
- * lookup.c where sectors are, block status · read_ahead.c sequential readers · checkpoint.c memtable
+ * lookup.c where sectors are, block status · read_ahead.c sequential readers · checkpoint.c
+ * memtable
  * -> run -> manifest, grow, close · levels.c the list of runs, merges · gc.c garbage. */
 #pragma once
 
