@@ -40,49 +40,18 @@ static bool is_needed(const struct audit *a, const char *key) {
                                           sizeof a->needed.items[0], compare_keys) != NULL;
 }
 
-static bool get(struct audit *a, const char *key, const char *who, struct view *ret) {
-    need(a, key);
-    if (sim_bucket_find(a->sim->bucket, key, ret))
-        return true;
-    sim_fail(a->sim, "I12: %s needs %s, which is not in the store", who, key);
-    return false;
-}
-
-static void check_run(struct audit *a, const struct volume_key *owner, const struct obj_ref *ref,
-                      const char *who) {
-    char key[KEY_MAX];
-    struct view body;
-    key_of_ref(key, owner, ref);
-    if (!get(a, key, who, &body))
-        return;
-    struct err e = {0};
-    struct run_index x;
-    if (run_index_decode(&x, body, &e) < 0) {
-        sim_fail(a->sim, "%s of %s does not decode: %s", key, who, e.text);
-        return;
-    }
-    for (size_t i = 0; i < x.part_count; i++) {
-        key_of_ref(key, &x.volumes[x.parts[i].ref.volume], &x.parts[i].ref);
-        get(a, key, who, &body);
-    }
-    for (size_t i = 0; i < x.usage_count; i++) {
-        key_of_ref(key, &x.volumes[x.usage[i].ref.volume], &x.usage[i].ref);
-        get(a, key, who, &body);
-    }
-    run_index_release(&x);
+static void need_key(void *arg, const char *key) {
+    need(arg, key);
 }
 
 static void check_root(struct audit *a, const struct root *root, const char *who) {
-    for (size_t i = 0; i < root->run_count; i++)
-        check_run(a, &root->volumes[root->runs[i].index.volume], &root->runs[i].index, who);
-    for (size_t i = 0; i < root->tail_count; i++) {
-        for (uint64_t k = 0; k < root->tail[i].count; k++) {
-            char key[KEY_MAX];
-            struct view body;
-            key_log(key, &root->volumes[root->tail[i].volume], root->tail[i].first + k);
-            get(a, key, who, &body);
-        }
-    }
+    struct needs *n = guard_needs(a->sim);
+    struct err e = {0};
+    char missing[KEY_MAX];
+    if (!needs_for_each(n, root, need_key, a, &e))
+        sim_fail(a->sim, "I12: %s: %s", who, e.text);
+    else if (!needs_complete(n, root, NULL, missing))
+        sim_fail(a->sim, "I12: %s needs %s, which is not in the store", who, missing);
 }
 
 /* The last component of a key's folder tells the kind. */
@@ -257,6 +226,8 @@ static void look_at_rest(struct audit *a) {
         manifest_release(&m);
         s->totals.objects_manifests += is_manifest;
         s->totals.objects_garbage += !is_manifest;
+        if (!kept && !is_manifest)
+            sim_trace(&s->world, "audit", "garbage: %s", key);
         if (leak)
             sim_fail(s, "leak: %s is left of a deleted volume", key);
     }

@@ -112,6 +112,7 @@ static void sim_init(struct sim *s, const struct sim_options *options) {
     s->storm = draw_faults(&s->world, 10);
     draw_hurry(s);
     s->bucket = sim_bucket_new(&s->world, &s->calm);
+    s->guard = guard_new(s);
     scenarios_watch_store(s);
     director_draw_spots(s);
     sim_proc_init(&s->director, &s->world, "director");
@@ -134,6 +135,7 @@ static void sim_release(struct sim *s) {
     free(s->journal_of);
     while ((node = list_pop_front(&s->snaps)) != NULL)
         free(list_entry(node, struct snap, node));
+    guard_free(s->guard);
     sim_bucket_free(s->bucket);
     sim_world_release(&s->world);
     checker_release(&s->checker);

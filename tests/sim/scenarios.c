@@ -105,6 +105,7 @@ static void note_newest(struct sim *s, const struct sim_effect *x) {
 
 static void on_effect(void *arg, const struct sim_effect *x) {
     struct sim *s = arg;
+    guard_on_effect(s, x);
     if (x->verb != OBJ_PUT)
         return;
     if (strstr(x->key, "/log/")) {

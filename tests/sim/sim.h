@@ -1,12 +1,13 @@
 /* What the files of the simulator share: one run, its processes, volumes and snapshots.
  *
  *   run.c         a run from seed to verdict: limits, turns, settling
- *   director.c    what happens to whom, and when
+ *   director.c    what happens to whom, and when (pick.c, trouble.c; settle.c: the end)
  *   daemon.c      a process that has a volume (or a snapshot) open
  *   journals.c    the journals on the nodes, and what must be found in them
  *   client.c      block requests to a daemon, checked against the model
  *   controller.c  a process that works with the catalog, and its tasks
  *   scenarios.c   counts how often the scenarios of docs/protocol.md were met
+ *   guard.c       the bucket all the time: nothing needed is deleted (needs.c: what is needed)
  *   audit.c       the bucket at the end: everything needed is there, nothing else */
 #pragma once
 
@@ -14,6 +15,7 @@
 #include "portalbd/catalog/catalog.h"
 #include "portalbd/volume/volume.h"
 #include "tests/sim/checker.h"
+#include "tests/sim/needs.h"
 #include "tests/sim/sim_env.h"
 #include "tests/sim/sim_store.h"
 #include "tests/support/ram_journal.h"
@@ -162,6 +164,7 @@ struct sim {
     struct sim_faults calm, storm;
     struct sore_spot spots[2];
     struct checker checker;
+    struct guard *guard; /* owned */
     struct sim_totals totals;
     struct sim_proc director;
     struct list_node daemons;
@@ -304,6 +307,13 @@ struct controller *controller_start(struct sim *s);
 void controller_kill(struct controller *c);
 /* Starts it in a fiber of the controller. The task is copied. */
 void controller_submit(struct controller *c, const struct task *t);
+
+/* --- guard.c --- */
+struct guard *guard_new(struct sim *s);
+void guard_free(struct guard *g);
+/* Before a DELETE, after a PUT. */
+void guard_on_effect(struct sim *s, const struct sim_effect *x);
+struct needs *guard_needs(struct sim *s);
 
 /* --- audit.c --- */
 bool audit_newest_manifest(struct sim *s, const struct volume_key *v, struct manifest *ret);

@@ -190,7 +190,8 @@ size_t sim_bucket_pending(const struct sim_bucket *b) {
 
 /* --- effects --- */
 
-static void observe(struct op *o, const char *key, bool stored, bool existed, bool was_deleted) {
+static void observe(struct op *o, const char *key, struct view body, bool stored, bool existed,
+                    bool was_deleted) {
     struct sim_bucket *b = o->bucket;
     bool late = !o->req;
     if (stored || (o->verb == OBJ_DELETE && existed))
@@ -203,7 +204,7 @@ static void observe(struct op *o, const char *key, bool stored, bool existed, bo
     struct sim_effect effect = {
         .verb = o->verb,
         .key = key,
-        .body = buf_view(&o->body),
+        .body = body,
         .client = o->client,
         .stored = stored,
         .existed = existed,
@@ -222,13 +223,15 @@ static void effect_put(struct op *o) {
         insert(b, o->key, buf_view(&o->body));
     if (o->req && !o->effected && existed)
         obj_request_fail(o->req, -ERR_EXISTS, "the key exists");
-    observe(o, o->key, !existed, existed, was_deleted);
+    observe(o, o->key, buf_view(&o->body), !existed, existed, was_deleted);
 }
 
 static void effect_delete(struct op *o) {
     for (size_t i = 0; i < o->key_count; i++) {
-        bool existed = sim_bucket_remove(o->bucket, o->keys[i]);
-        observe(o, o->keys[i], false, existed, false);
+        struct view body = {0};
+        bool existed = sim_bucket_find(o->bucket, o->keys[i], &body);
+        observe(o, o->keys[i], body, false, existed, false);
+        sim_bucket_remove(o->bucket, o->keys[i]);
     }
 }
 

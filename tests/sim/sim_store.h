@@ -24,11 +24,11 @@ struct sim_faults {          /* chances per mille, of a request */
     unsigned torn_page;  /* LIST: the second half of the page is read later than the first */
 };
 
-/* What happened to an object, told to an observer. */
+/* What happens to an object, told to an observer: after a PUT, before a DELETE. */
 struct sim_effect {
     enum obj_verb verb; /* PUT or DELETE */
     const char *key;
-    struct view body;   /* PUT: what was to be stored */
+    struct view body;   /* PUT: what was to be stored; DELETE: what is there */
     const char *client; /* name of the handle */
     bool stored;        /* PUT: not refused */
     bool existed;       /* before */
