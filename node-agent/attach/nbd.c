@@ -326,6 +326,9 @@ static int nbd_attach(struct attach_backend *b, const char *volume, const struct
     return 0;
 }
 
+/* Since Linux 6.9 the kernel freezes the queue for a new size: it waits for what is under way, and
+ * generic netlink of the whole node waits with it. A daemon that dies just then could never be
+ * followed by another: only grow what a live one serves. */
 static int nbd_grow(struct attach_backend *b, const char *volume, uint64_t size_bytes,
                     struct err *e) {
     (void)b;
