@@ -94,6 +94,10 @@ int agent_detach(struct agent *a, const char *volume, bool force, uint64_t limit
  * on. How long nobody served it comes back. -ERR_BUSY: not now, or not done yet. */
 int agent_upgrade(struct agent *a, const char *volume, uint64_t limit_us, uint64_t *ret_pause_us,
                   struct err *e);
+/* fiber. The pool file may say other credentials now: daemons that use its own find them, also
+ * those that have not opened their volume yet, and load them when the store refuses what they have.
+ */
+void agent_renew_credentials(struct agent *a);
 int agent_grow(struct agent *a, const char *volume, uint64_t size_bytes, uint64_t limit_us,
                uint64_t *ret_size_bytes, struct err *e);
 

@@ -36,6 +36,7 @@ struct attachment {
     bool going_down;       /* attachment_take_down is at work */
     bool fenced;           /* another writer has the volume: nothing is left to upload */
     bool outdated;         /* its daemon is of another version than this agent */
+    bool unlearned;        /* adopted, and its daemon has not said yet what we need to know of it */
     struct err why; /* FAILED, GONE: the reason. Else what went wrong last; code 0: nothing */
 
     uint64_t backoff_us;      /* before the next daemon is started */
@@ -106,8 +107,9 @@ void job_start(struct attachment *at, struct job *j, void (*fn)(void *job));
 
 void job_save_all(void *job); /* attach file and pool file */
 void job_save(void *job);     /* attach file */
-void job_started(void *job);  /* the same, and the daemon's cgroup */
-void job_forget(void *job);   /* all files, and the cgroup */
+void job_save_pool(void *job);
+void job_started(void *job); /* the same, and the daemon's cgroup */
+void job_forget(void *job);  /* all files, and the cgroup */
 void job_prepare(void *job);
 void job_attach(void *job);
 void job_resume(void *job);
@@ -148,6 +150,8 @@ void attachment_go_on_recovering(struct attachment *at);
 void attachment_give_up(struct attachment *at);
 /* Serves the wish for an upgrade. */
 void attachment_upgrade(struct attachment *at);
+/* Of an `unlearned` one: waits a moment, or for an event, then asks its daemon again. */
+void attachment_learn(struct attachment *at);
 /* The first steps of an attachment that an earlier agent made. False: nothing is left of it. */
 bool attachment_adopt(struct attachment *at);
 

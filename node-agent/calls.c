@@ -10,9 +10,10 @@
 #include "node-agent/agent_internal.h"
 
 enum {
-    FORCE_GRACE_US = 3 * 1000 * 1000,        /* for a daemon whose device was taken away by force */
-    STATUS_US = 1000 * 1000,                 /* for a daemon to say how it is */
-    HEALTH_US = 2 * 1000 * 1000,             /* for health, which a busy daemon delays */
+    FORCE_GRACE_US = 3 * 1000 * 1000, /* for a daemon whose device was taken away by force */
+    STATUS_US = 1000 * 1000,          /* for a daemon to say how it is */
+    HEALTH_US = 2 * 1000 * 1000,      /* for health, which a busy daemon delays */
+    SAVE_POLL_US = 10 * 1000,
     RECOVERING_NORMAL_US = 10 * 1000 * 1000, /* longer is abnormal */
 };
 
@@ -49,6 +50,8 @@ static void describe(const struct attachment *at, struct attachment_info *ret) {
     memcpy(ret->device, at->device.path, sizeof ret->device);
     memcpy(ret->backend, at->state.backend, sizeof ret->backend);
     const char *why = at->why.code < 0 ? at->why.text : "";
+    if (at->daemon && !at->daemon->ready && at->daemon->waits[0])
+        why = at->daemon->waits;
     if (at->phase == ATTACHMENT_FAILED)
         snprintf(ret->message, sizeof ret->message, "%.*s", AGENT_MESSAGE_MAX - 1, why);
     else
@@ -110,6 +113,48 @@ static int load_pool(struct agent *a, const char *pool, const struct pool_config
     }
     *ret = w.config;
     return 0;
+}
+
+/* Its files may go meanwhile, and would come back by ours. */
+static void renew_credentials_of(struct agent *a, const char *volume) {
+    struct attachment *at = agent_find(a, volume);
+    struct parsed_id id;
+    if (!at || at->state.own_credentials || id_parse(&id, volume, NULL) < 0)
+        return;
+    at->users++;
+    struct job j = {0};
+    struct pool_config pool;
+    struct err e;
+    int rc = 0;
+    while (rc == 0 && at->pool.url) /* its own fiber is about to store what it has read */
+        rc = fiber_sleep_us(a->env, SAVE_POLL_US);
+    if (rc == 0)
+        rc = load_pool(a, id.pool, NULL, &pool, &e);
+    if (rc == 0) {
+        j.pool = &pool;
+        rc = job_run(at, &j, job_save_pool, &e);
+        pool_config_release(&pool);
+        if (at->phase == ATTACHMENT_GONE && !agent_find(a, volume))
+            job_run(at, &j, job_forget, NULL);
+    }
+    if (rc < 0 && rc != -ERR_CANCELLED)
+        log_warn("a daemon keeps the credentials that it has", LOG_STR("volume", volume),
+                 LOG_ERR(&e));
+    attachment_put(at);
+}
+
+void agent_renew_credentials(struct agent *a) {
+    /* The list changes while we wait. */
+    size_t count = 0, max = a->count;
+    char(*volumes)[ID_MAX] = xcalloc(max + 1, sizeof *volumes);
+    list_for_each (&a->attachments, n) {
+        CHECK(count < max);
+        const struct attachment *at = list_entry(n, struct attachment, node);
+        memcpy(volumes[count++], at->state.volume, ID_MAX);
+    }
+    for (size_t i = 0; i < count; i++)
+        renew_credentials_of(a, volumes[i]);
+    free(volumes);
 }
 
 static int check_same(const struct attachment *at, const struct attach_state *want, struct err *e) {

@@ -44,6 +44,11 @@ void job_save(void *arg) {
     j->rc = state_save(j->at->agent->state, &j->at->state, &j->e);
 }
 
+void job_save_pool(void *arg) {
+    struct job *j = arg;
+    j->rc = state_save_pool(j->at->agent->state, j->at->state.volume, j->pool, &j->e);
+}
+
 void job_started(void *arg) {
     struct job *j = arg;
     cgroups_enter(j->at->agent->config.cgroups, j->at->state.volume, j->at->state.pid);

@@ -248,6 +248,10 @@ static int start_http(struct node_agent *n, struct err *e) {
     return rc;
 }
 
+static void on_pools(void *arg) {
+    agent_renew_credentials(arg);
+}
+
 static int start(struct node_agent *n, struct err *e) {
     const struct config *c = &n->config;
     struct agent_config config = {
@@ -279,7 +283,9 @@ static int start(struct node_agent *n, struct err *e) {
                                                               .metrics = n->metrics,
                                                               .pools_path = c->pools,
                                                               .node_id = c->node_id,
-                                                              .version = PORTALBD_VERSION});
+                                                              .version = PORTALBD_VERSION,
+                                                              .on_pools = on_pools,
+                                                              .arg = n->agent});
     log_info("the agent serves", LOG_STR("endpoint", c->endpoint), LOG_STR("node_id", c->node_id),
              LOG_STR("version", PORTALBD_VERSION));
     service_ready();

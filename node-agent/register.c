@@ -73,6 +73,8 @@ static void look_at_file(struct registrar *r) {
     r->have_file = true;
     log_info("pool file read", LOG_STR("file", r->config.pools_path),
              LOG_U64("pools", r->file.count));
+    if (r->config.on_pools)
+        r->config.on_pools(r->config.arg);
 }
 
 static enum objstore_addressing addressing_of(const char *word) {

@@ -13,6 +13,8 @@ struct registrar_config {
     const char *pools_path; /* strings are borrowed until registrar_stop */
     const char *node_id;
     const char *version;
+    void (*on_pools)(void *arg); /* the pool file was read, or read again; fiber. NULL: nobody */
+    void *arg;
 };
 
 struct registrar;

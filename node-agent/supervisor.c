@@ -91,15 +91,17 @@ static bool take_line(struct daemon *d, const char *line, size_t len) {
     json_t *j = json_loadb(line, len, 0, NULL);
     int opened = 0, ready = 0, flags = 0;
     json_int_t size = 0;
-    const char *text = NULL, *code = "io", *journal = "memory";
+    const char *text = NULL, *code = "io", *journal = "memory", *waits = NULL;
     if (!j ||
-        json_unpack(j, "{s?:b, s?:b, s?:I, s?:i, s?:s, s?:s, s?:s}", "opened", &opened, "ready",
-                    &ready, "size_bytes", &size, "nbd_flags", &flags, "journal", &journal, "error",
-                    &text, "code", &code) < 0 ||
-        !(opened || ready || text)) {
+        json_unpack(j, "{s?:b, s?:b, s?:I, s?:i, s?:s, s?:s, s?:s, s?:s}", "opened", &opened,
+                    "ready", &ready, "size_bytes", &size, "nbd_flags", &flags, "journal", &journal,
+                    "error", &text, "code", &code, "waits", &waits) < 0 ||
+        !(opened || ready || text || waits)) {
         err_set_text(&d->said, -ERR_IO, "what the daemon says of itself makes no sense");
     } else if (text) {
         err_set_text(&d->said, code_of_name(code), "%s", text);
+    } else if (waits) {
+        snprintf(d->waits, sizeof d->waits, "%s", waits);
     } else {
         d->opened = true;
         d->ready = ready;

@@ -9,7 +9,8 @@
  *   fd 3      the device's descriptor. Without one: upload only, which is to open the volume,
  *             replay the journal, store everything, close and exit
  *   --resume  an earlier daemon of this attachment has owned the volume
- *   fd 4      a pipe for one or two lines of JSON: {"opened":true} once the volume is its own, then
+ *   fd 4      a pipe for lines of JSON: {"waits":"text"} when it waits for the store, with "" when
+ * it does not any more, {"opened":true} once the volume is its own, then at last
  *             {"ready":true,"size_bytes":N,"nbd_flags":N,"journal":"shm"|"memory"|"none"} once it
  *             serves, or {"error":"text","code":"fenced"} before it exits
  *   secrets   only in FILE (mode 0600)
@@ -25,6 +26,7 @@
 
 enum {
     DAEMON_LINE_MAX = 2048, /* bytes of what it says on its pipe */
+    DAEMON_WAITS_MAX = 256,
 };
 
 enum daemon_exit {
@@ -60,10 +62,11 @@ struct daemon {
     uint16_t nbd_flags;
     bool journal_memory; /* its journal dies with it */
     bool exited;
-    bool ours;             /* a child of this process */
-    int exit_code;         /* exited, ours: its exit code; 128 + signal when a signal ended it */
-    struct err said;       /* code < 0: what it said before it ended */
-    struct waitq *changed; /* borrowed: woken at each change of the above */
+    bool ours;       /* a child of this process */
+    int exit_code;   /* exited, ours: its exit code; 128 + signal when a signal ended it */
+    struct err said; /* code < 0: what it said before it ended */
+    char waits[DAEMON_WAITS_MAX]; /* until it is ready: what for, in words; "": for nothing */
+    struct waitq *changed;        /* borrowed: woken at each change of the above */
 
     /* supervisor.c's own */
     int pidfd, ready_fd;

@@ -26,6 +26,11 @@ void attach_owned(struct daemon *d) {
         tell(d, json_pack("{s:b}", "opened", 1));
 }
 
+void attach_waits(struct daemon *d, const struct err *why) {
+    if (d->config.ready_fd)
+        tell(d, json_pack("{s:s}", "waits", why ? why->text : ""));
+}
+
 static json_t *ready_line(const struct daemon *d) {
     return json_pack("{s:b,s:I,s:i,s:s}", "ready", 1, "size_bytes",
                      (json_int_t)bd_size_bytes(d->attached->dev), "nbd_flags",

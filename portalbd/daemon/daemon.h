@@ -112,6 +112,8 @@ void exports_free(struct exports *x);
 /* attach.c: the one volume of `attach`. */
 int attach_start(struct daemon *d, struct err *e); /* fiber */
 void attach_owned(struct daemon *d);               /* to --ready-fd: the volume is ours */
+/* To --ready-fd, until it is reported on: what the store does not do; NULL: it does again. */
+void attach_waits(struct daemon *d, const struct err *why);
 void attach_report(struct daemon *d,
                    const struct err *failure); /* to --ready-fd; NULL: it serves */
 

@@ -1,12 +1,20 @@
 /* The pool that a program works on. */
 #include "portalbd/daemon/pool.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "common/log.h"
 #include "common/mem.h"
 #include "portalbd/catalog/pool_file.h"
+#include "portalbd/objstore/credentials.h"
+
+/* Where a store's credentials stand. The file may change: a Secret that was mended. */
+struct pool_source {
+    char *path;
+    char name[POOL_NAME_MAX];
+};
 
 const char *const pool_addressing_names[] = {"auto", "path", "virtual", NULL};
 
@@ -29,7 +37,7 @@ static int open_store(struct loop *loop, const struct objstore_config *config, b
         rc = objstore_open(loop, config, &store, e);
     if (rc < 0)
         return err_wrap(e, "pool %s", name);
-    *ret = (struct pool){.store = store};
+    ret->store = store;
     memcpy(ret->name, name, strlen(name) + 1);
     catalog_init(&ret->catalog, loop_env(loop), store, ret->name);
     return 0;
@@ -67,6 +75,38 @@ static int find_in_file(const struct pool_file *file, const char *path, const ch
     return 0;
 }
 
+static int renew_credentials(void *arg, struct s3_credentials *ret, struct err *e) {
+    const struct pool_source *source = arg;
+    struct pool_file file;
+    int rc = pool_file_read(source->path, &file, e);
+    if (rc < 0)
+        return rc;
+    const struct pool_config *p = pool_file_find(&file, source->name);
+    if (p && p->access_key_id[0]) {
+        ret->access_key_id = xstrdup(p->access_key_id);
+        secret_copy(&ret->secret_access_key, &p->secret_access_key);
+        secret_copy(&ret->session_token, &p->session_token);
+    } else {
+        rc = err_set(e, -ERR_NOT_FOUND, "%s has no credentials for pool '%s'", source->path,
+                     source->name);
+    }
+    pool_file_release(&file);
+    return rc;
+}
+
+static struct pool_source *source_new(const char *path, const char *name) {
+    struct pool_source *source = NEW(struct pool_source);
+    source->path = xstrdup(path);
+    memcpy(source->name, name, strlen(name) + 1);
+    return source;
+}
+
+static void source_free(struct pool_source *source) {
+    if (source)
+        free(source->path);
+    free(source);
+}
+
 static int open_from_file(struct loop *loop, const char *path, const char *name,
                           struct objstore_config *config, bool make, struct pool *ret,
                           struct err *e) {
@@ -91,7 +131,12 @@ static int open_from_file(struct loop *loop, const char *path, const char *name,
         config->addressing = (enum objstore_addressing)addressing_of(p->addressing);
         config->ca_file = given(p->ca_file);
         config->pool = p->name;
+        ret->source = source_new(path, p->name);
+        config->renew_credentials = renew_credentials;
+        config->renew_arg = ret->source;
         rc = open_store(loop, config, make, ret, e);
+        if (rc < 0)
+            pool_close(ret);
     }
     pool_file_release(&file);
     return rc;
@@ -104,6 +149,7 @@ int pool_open(struct loop *loop, const struct pool_options *options, const struc
                                      .on_trouble = how->on_trouble,
                                      .on_trouble_arg = how->arg};
     const char *wanted = how->wanted, *name = options->pool ? options->pool : wanted;
+    *ret = (struct pool){0};
     int rc = name ? check_name(name, e) : 0;
     if (rc < 0)
         return rc;
@@ -137,4 +183,6 @@ void pool_close(struct pool *p) {
         objstore_close(p->store);
     }
     p->store = NULL;
+    source_free(p->source);
+    p->source = NULL;
 }

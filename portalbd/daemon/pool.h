@@ -58,7 +58,8 @@ extern const char *const pool_addressing_names[];
 
 struct pool {
     char name[POOL_NAME_MAX];
-    struct objstore *store; /* owned */
+    struct objstore *store;     /* owned */
+    struct pool_source *source; /* owned; the pool file that it was found in, or NULL */
     struct catalog catalog;
 };
 

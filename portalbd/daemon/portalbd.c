@@ -233,6 +233,8 @@ static void on_trouble(void *arg, const struct err *why) {
                  LOG_ERR(why));
     else
         log_info("the store answers again", LOG_STR("pool", d->pool.name));
+    if (d->command == COMMAND_ATTACH)
+        attach_waits(d, why);
 }
 
 static int check_pool(struct daemon *d, struct err *e) {

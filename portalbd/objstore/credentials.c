@@ -217,7 +217,10 @@ int s3_credentials_load(const struct s3_credentials_source *s, struct s3_credent
                         struct err *e) {
     CHECK(s->kind != S3_CREDENTIALS_WEB_IDENTITY);
     if (s->kind == S3_CREDENTIALS_FIXED) {
-        s3_credentials_copy(ret, &s->fixed);
+        struct s3_credentials newer = {0};
+        bool renewed = s->renew && s->renew(s->renew_arg, &newer, NULL) == 0;
+        s3_credentials_copy(ret, renewed ? &newer : &s->fixed);
+        s3_credentials_release(&newer);
         return 0;
     }
     CLEANUP_WIPE struct buf text = {0};

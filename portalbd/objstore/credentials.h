@@ -1,5 +1,6 @@
 /* Where S3 credentials come from, in the order of AWS's tools: given explicitly, the environment, a
- * web identity token (Kubernetes service accounts: IRSA), the shared credentials file.
+ * web identity token (Kubernetes service accounts: IRSA), the shared credentials file. Who gives
+ * them explicitly may offer to give newer ones when the store refuses them.
  *
  * A source is found once, when a store is opened; what it holds is loaded again and again. Loading
  * reads small local files; talking to STS is the caller's. */
@@ -23,7 +24,10 @@ enum s3_credentials_kind { S3_CREDENTIALS_FIXED, S3_CREDENTIALS_FILE, S3_CREDENT
 struct s3_credentials_source {
     enum s3_credentials_kind kind;
     struct s3_credentials fixed; /* FIXED */
-    char *file;                  /* FILE; owned, as all below */
+    /* FIXED, may be NULL: what would be given by now. A failure leaves those that were given. */
+    int (*renew)(void *arg, struct s3_credentials *ret, struct err *e);
+    void *renew_arg; /* borrowed */
+    char *file;      /* FILE; owned, as all below */
     char *profile;
     char *token_file; /* WEB_IDENTITY */
     char *role_arn;

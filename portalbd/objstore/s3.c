@@ -256,7 +256,7 @@ static void end_finished(struct s3_store *s) {
         curl_easy_getinfo(easy, CURLINFO_PRIVATE, &private);
         struct s3_call *c = (struct s3_call *)(void *)private;
         if (s3_call_finish(c, result) == S3_HINT_CREDENTIALS)
-            s->stale = s->source.kind != S3_CREDENTIALS_FIXED;
+            s->stale = s->source.kind != S3_CREDENTIALS_FIXED || s->source.renew;
         deactivate(s, c);
         post(s, c);
     }

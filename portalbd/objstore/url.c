@@ -143,6 +143,10 @@ static int open_s3(struct env *env, const struct objstore_config *config,
                                     config->session_token, region, e);
     if (rc < 0)
         return rc;
+    if (config->access_key_id) {
+        source.renew = config->renew_credentials;
+        source.renew_arg = config->renew_arg;
+    }
     struct s3_config s3 = {.endpoint = endpoint,
                            .path_style = path_style,
                            .bucket = url->bucket,

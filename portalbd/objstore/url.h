@@ -12,6 +12,8 @@
 #include "portalbd/objstore/retry.h"
 #include "portalbd/objstore/stats.h"
 
+struct s3_credentials;
+
 enum { OBJ_URL_MAX = 1024 }; /* bytes of a URL, an endpoint */
 
 enum objstore_addressing {
@@ -32,6 +34,10 @@ struct objstore_config {
                                   environment, a web identity token, the shared credentials file */
     const struct secret *secret_access_key;
     const struct secret *session_token;
+    /* With access_key_id: asks for what is given by now, at the start and when the store refuses
+     * what it has, at most every few seconds. On the store's thread; may read small files. */
+    int (*renew_credentials)(void *arg, struct s3_credentials *ret, struct err *e);
+    void *renew_arg; /* borrowed until the store is closed */
     enum objstore_addressing addressing;
     const char *ca_file; /* else AWS_CA_BUNDLE, the system's */
 

@@ -41,15 +41,18 @@ class S3:
     """The S3 server of the tests, with a bucket."""
 
     def __init__(self, folder):
-        program = os.path.join(BUILD, "tools", "versitygw")
-        if not os.path.exists(program):
-            raise unittest.SkipTest(f"needs {program} (make deps gets it)")
+        self.program, self.folder, self.port = os.path.join(BUILD, "tools", "versitygw"), folder, None
+        if not os.path.exists(self.program):
+            raise unittest.SkipTest(f"needs {self.program} (make deps gets it)")
         os.makedirs(os.path.join(folder, "bucket"))
-        with open(os.path.join(folder, "..", "s3.log"), "ab") as log:
+        self.start(SECRET)
+
+    def start(self, secret):
+        """At the port that it had, if it had one."""
+        with open(os.path.join(self.folder, "..", "s3.log"), "ab") as log:
             self.process = subprocess.Popen(
-                [program, "--access", "portalbd-test", "--secret", SECRET, "--port", "127.0.0.1:0",
-                 "--quiet", "--keep-alive", "posix", folder], stdout=log, stderr=log)
-        self.port = None
+                [self.program, "--access", "portalbd-test", "--secret", secret, "--port",
+                 f"127.0.0.1:{self.port or 0}", "--quiet", "--keep-alive", "posix", self.folder], stdout=log, stderr=log)
         wait_for(self.find_port, "the S3 server")
 
     def find_port(self):
@@ -168,6 +171,30 @@ class OnS3(Base):
         agent.detach(volume)
 
 
+    def test_credentials_are_mended(self):
+        """Wrong ones, and ones that were good: the pool file is mended, and nothing else has to be done."""
+        volume = self.volume("v", "64Mi")
+        sh("sed", "-i", f"s/{SECRET}/wrong/", self.pools)
+        agent = self.agent("node-1")
+        self.assertEqual(agent.code("AttachVolume", volume_id=volume, publish_epoch=1), "ABORTED")
+        self.assertIn("403", agent.attachment(volume).message)
+        sh("sed", "-i", f"s/wrong/{SECRET}/", self.pools)
+        wait_for(lambda: agent.code("AttachVolume", volume_id=volume, publish_epoch=1) == "OK", "the attachment", 60)
+        device = agent.attach(volume, publish_epoch=1)
+        self.s3.close()
+        self.s3.start("another-secret")
+        with open(device, "r+b", buffering=0) as f:
+            f.write(b"x" * MIB)
+            sync = threading.Thread(target=os.fsync, args=(f.fileno(),))
+            sync.start()
+            wait_for(lambda: "403" in agent.call("GetVolumeHealth", volume_id=volume).message, "the refusal", 60)
+            self.assertTrue(sync.is_alive())
+            sh("sed", "-i", f"s/{SECRET}/another-secret/", self.pools)
+            sync.join(60)
+            self.assertFalse(sync.is_alive())
+        agent.detach(volume)
+
+
 class OnFiles(Base):
     def test_ext4(self):
         self.life(["mkfs.ext4", "-q", "-F"], ["e2fsck", "-fn"])
@@ -208,7 +235,7 @@ class OnFiles(Base):
         copy = two.attach(snapshot, read_only=True)
         out = sh(os.path.join(BUILD, "bin", "portalctl"), "--pools", self.pools, "--run-dir", two.run_dir,
                  "-o", "json", "status", snapshot)
-        self.assertEqual(json.loads(out)["journal"]["kind"], "none")
+        self.assertEqual(json.loads(out[out.index("{"):])["journal"]["kind"], "none")
         self.assertEqual(sh("blockdev", "--getro", copy).strip(), "1")
         with mounted(device) as point, mounted(copy, "-o", "ro") as frozen:
             with open(f"{point}/x", "w", encoding="utf-8") as f:

@@ -129,6 +129,37 @@ static void test_order(void **state) {
     temp_folder_free(folder);
 }
 
+/* What renews: another key, or none. */
+static int renew(void *arg, struct s3_credentials *ret, struct err *e) {
+    if (!arg)
+        return err_set(e, -ERR_NOT_FOUND, "gone");
+    ret->access_key_id = xstrdup(arg);
+    secret_set(&ret->secret_access_key, view_of_str("newer"));
+    return 0;
+}
+
+static void test_renewed(void **state) {
+    (void)state;
+    struct s3_credentials_source s;
+    struct s3_credentials c = {0};
+    struct secret secret = {0};
+    char key[] = "AKNEW";
+    secret_set(&secret, view_of_str("given"));
+    assert_int_equal(s3_credentials_source_init(&s, "AKGIVEN", &secret, NULL, "r", NULL), 0);
+    s.renew = renew;
+    s.renew_arg = key;
+    assert_int_equal(s3_credentials_load(&s, &c, NULL), 0);
+    assert_string_equal(c.access_key_id, "AKNEW");
+    assert_secret(&c.secret_access_key, "newer");
+    s.renew_arg = NULL; /* then what was given is better than nothing */
+    assert_int_equal(s3_credentials_load(&s, &c, NULL), 0);
+    assert_string_equal(c.access_key_id, "AKGIVEN");
+    assert_secret(&c.secret_access_key, "given");
+    s3_credentials_release(&c);
+    s3_credentials_source_release(&s);
+    secret_release(&secret);
+}
+
 static void test_sts_refusal(void **state) {
     (void)state;
     struct s3_credentials c = {0};
@@ -147,6 +178,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_file),
         cmocka_unit_test(test_order),
+        cmocka_unit_test(test_renewed),
         cmocka_unit_test(test_sts_refusal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
