@@ -182,6 +182,8 @@ static void serve_wishes(struct attachment *at) {
             attachment_on_daemon_end(at);
         } else if (at->phase == ATTACHMENT_ATTACHED && wish_is_open(&at->upgrade)) {
             attachment_upgrade(at);
+        } else if (at->phase == ATTACHMENT_ATTACHED && at->unlearned) {
+            attachment_learn(at);
         } else if (waitq_wait(at->agent->env, &at->events) < 0) {
             return;
         }

@@ -25,7 +25,8 @@ enum {
     STEADY_US = 10 * 1000 * 1000,      /* a daemon that served so long has not died of its start */
     HANDOVER_US = 20 * 1000 * 1000,    /* for a daemon to flush, answer what it has and hand over */
     HANDED_OVER_US = 10 * 1000 * 1000, /* ... and to exit after that */
-    DEVICE_FD_US = 2 * 1000 * 1000,    /* for a daemon to give a copy of its descriptor */
+    LEARN_US = 2 * 1000 * 1000,        /* for an adopted daemon to say what we need to know of it */
+    LEARN_AGAIN_US = 1000 * 1000,      /* after that it is asked again */
 };
 
 /* Where the connection lives as long as one of its descriptors, and can be resumed with it alone.
@@ -65,9 +66,24 @@ static int recover_once(struct attachment *at, const struct job *until, struct e
 /* What another try would not change. */
 static bool is_final(struct attachment *at, int rc) {
     at->fenced |= at->daemon && daemon_is_fenced(at->daemon);
-    bool resumed = at->daemon != NULL;
+    bool resumed = at->daemon || at->link.daemon_fd >= 0;
     return at->fenced || (rc == -ERR_NOT_FOUND && !resumed) ||
            (rc == -ERR_IO && !resumed && needs_descriptor(at));
+}
+
+/* Where we have the last descriptor, the connection would end with us. A daemon that has it opens
+ * the volume meanwhile; the next agent finds it by the attach file. */
+static void leave_to_a_daemon(struct attachment *at) {
+    struct job j = {0};
+    struct err e;
+    if (!at->agent->stopping || !needs_descriptor(at))
+        return;
+    int rc = at->link.daemon_fd < 0 ? job_run(at, &j, job_resume, &e) : 0;
+    if (rc == 0)
+        rc = attachment_start_daemon(at, false, &e);
+    if (rc < 0)
+        log_error("a device ends with this agent: no daemon could be started for it",
+                  LOG_STR("volume", at->state.volume), LOG_ERR(&e));
 }
 
 int attachment_recover(struct attachment *at, const struct job *until, struct err *e) {
@@ -76,8 +92,10 @@ int attachment_recover(struct attachment *at, const struct job *until, struct er
         at->backoff_us = 0;
     attachment_end_daemon(at);
     for (;;) {
-        if (!attachment_back_off(at, until))
+        if (!attachment_back_off(at, until)) {
+            leave_to_a_daemon(at);
             return err_set(e, -ERR_CANCELLED, "recovering was interrupted");
+        }
         int rc = recover_once(at, until, e);
         if (rc == 0)
             break;
@@ -232,16 +250,29 @@ void attachment_upgrade(struct attachment *at) {
 
 /* --- adoption --- */
 
-/* The daemon lives and so does its device: what has to be known for the day it does not. */
+/* The daemon lives and so does its device: what has to be known for the day it does not. One that
+ * is still opening the volume, or is stopped, will say it later. */
 static void learn_from_daemon(struct attachment *at) {
     struct err e;
-    const struct daemon_address to = attachment_address(at, DEVICE_FD_US);
+    const struct daemon_address to = attachment_address(at, LEARN_US);
     struct daemon_status status;
-    if (keeps_descriptor(at) && daemon_control_device(&to, &at->link.kernel_fd, &e) < 0)
-        log_warn("no copy of a device's descriptor: the device fails if its daemon dies",
+    int rc = daemon_control_status(&to, &status, &e);
+    if (rc == 0 && keeps_descriptor(at) && at->link.kernel_fd < 0)
+        rc = daemon_control_device(&to, &at->link.kernel_fd, &e);
+    at->unlearned = rc == -ERR_TRANSIENT || rc == -ERR_TIMEOUT || rc == -ERR_BUSY;
+    if (rc < 0 && !at->unlearned)
+        log_warn("a daemon does not say what the next one needs: the device may fail if it dies",
                  LOG_STR("volume", at->state.volume), LOG_ERR(&e));
-    if (daemon_control_status(&to, &status, NULL) == 0 && status.version[0])
-        at->outdated = strcmp(status.version, PORTALBD_VERSION) != 0;
+    if (rc == 0)
+        at->outdated = status.version[0] && strcmp(status.version, PORTALBD_VERSION) != 0;
+    if (at->outdated)
+        waitq_wake_all(&at->agent->outdated);
+}
+
+void attachment_learn(struct attachment *at) {
+    CHECK(at->unlearned);
+    if (waitq_wait_for(at->agent->env, &at->events, LEARN_AGAIN_US) == -ERR_TIMEOUT)
+        learn_from_daemon(at);
 }
 
 static bool adopt_without_device(struct attachment *at) {
@@ -273,8 +304,6 @@ bool attachment_adopt(struct attachment *at) {
         at->serving = true;
         at->served_since_us = env_now_us(a->env);
         attachment_set_phase(at, ATTACHMENT_ATTACHED);
-        if (at->outdated)
-            waitq_wake_all(&a->outdated);
         return true;
     }
     err_set_text(&at->why, -ERR_IO, "its daemon died while no agent ran");

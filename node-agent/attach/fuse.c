@@ -256,7 +256,8 @@ static int fuse_attach(struct attach_backend *b, const char *volume, const struc
 static int look_at_connection(const char *volume, int fd, bool *ret_unread, struct err *e) {
     struct pollfd p = {.fd = fd, .events = POLLIN};
     if (poll(&p, 1, 0) < 0 && errno != EINTR)
-        return err_from_errno(e, errno, "look at the FUSE connection of volume '%s'", volume);
+        return err_set(e, -ERR_BUSY, "look at the FUSE connection of volume '%s': %s", volume,
+                       strerror(errno));
     if (p.revents & (POLLERR | POLLNVAL))
         return err_set(e, -ERR_IO, "the FUSE connection of volume '%s' has ended", volume);
     *ret_unread = (p.revents & POLLIN) != 0;
@@ -275,7 +276,7 @@ static int fuse_resume(struct attach_backend *b, const char *volume, struct atta
         return rc;
     int fd = fcntl(link->kernel_fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0)
-        return err_from_errno(e, errno, "copy a descriptor");
+        return err_set(e, -ERR_BUSY, "copy a descriptor: %s", strerror(errno));
     if (link->daemon_fd >= 0)
         close(link->daemon_fd);
     link->daemon_fd = fd;

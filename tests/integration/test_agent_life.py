@@ -219,6 +219,9 @@ class AgentLife(unittest.TestCase):
         path = os.path.join(self.agent.run_dir, "starts")
         return [" ".join(line.split()[1:]) for line in read(path).splitlines()]
 
+    def pid_or_none(self, volume=VOLUME):
+        return self.agent.attachment(volume).daemon_pid or None
+
     def pid(self, volume=VOLUME):
         pid = self.agent.attachment(volume).daemon_pid
         self.assertGreater(pid, 0)
@@ -616,6 +619,45 @@ class AgentLife(unittest.TestCase):
                          "died while no agent ran, and the FUSE connection with it")
         self.agent.detach(VOLUME)
         self.assertEqual(self.starts(), ["", "resume upload"])
+        self.nothing_left()
+
+    @needs_resend
+    def test_next_agent_and_a_daemon_that_replays(self):
+        """It cannot give its descriptor yet, so it is asked again: the device outlives it, too."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            pid = self.pid()
+            self.tell("wait-opened")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: self.pid_or_none() not in (None, pid), "a daemon that replays")
+            pid = self.pid()
+            self.agent.stop()
+            self.agent.start()
+            self.wait_state("ATTACHED")
+            self.assertEqual((self.pid(), self.fuse_descriptors()), (pid, 0))
+            self.tell()
+            wait_for(lambda: self.fuse_descriptors() == 1, "a copy of its descriptor")
+            os.kill(pid, signal.SIGKILL)
+            self.wait_served(pid)
+        self.assertEqual(self.starts(), [""] + 2 * ["resume"])
+        self.agent.detach(VOLUME)
+        self.nothing_left()
+
+    @needs_resend
+    def test_agent_ends_while_a_device_waits(self):
+        """It has the last descriptor of it, and leaves it to a daemon."""
+        device = self.agent.attach(VOLUME)
+        with self.writer(device):
+            pid = self.pid()
+            self.install("/bin/false")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: self.agent.log_text().count("no daemon took the device over yet") >= 5,
+                     "some tries")
+            self.install(FAKE)
+            self.assertEqual(self.agent.stop(), 0)
+            self.agent.start()
+            self.wait_served(pid)
+        self.agent.detach(VOLUME)
         self.nothing_left()
 
     def test_next_agent_lets_upload(self):
