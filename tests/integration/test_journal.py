@@ -229,6 +229,7 @@ class JournalTest(unittest.TestCase):
         self.assertEqual(busy.exception.args[0], "BUSY")
         a.client.write(0, b"\x02" * 4096)
         self.place.store_comes_back()
+        testlib.wait_for(lambda: a.status()["unsaved"] == "", "everything in the store")
         device = a.hand_over()
         self.assertEqual(a.wait(), 5)
         b = self.serving("--journal", "memory", **device)
