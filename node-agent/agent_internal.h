@@ -37,7 +37,6 @@ struct attachment {
     bool fenced;           /* another writer has the volume: nothing is left to upload */
     bool outdated;         /* its daemon is of another version than this agent */
     bool unlearned;        /* adopted, and its daemon has not said yet what we need to know of it */
-    bool unlearned;        /* adopted, and its daemon has not said yet what we need to know of it */
     struct err why; /* FAILED, GONE: the reason. Else what went wrong last; code 0: nothing */
 
     uint64_t backoff_us;      /* before the next daemon is started */
@@ -151,8 +150,6 @@ void attachment_go_on_recovering(struct attachment *at);
 void attachment_give_up(struct attachment *at);
 /* Serves the wish for an upgrade. */
 void attachment_upgrade(struct attachment *at);
-/* Of an `unlearned` one: waits a moment, or for an event, then asks its daemon again. */
-void attachment_learn(struct attachment *at);
 /* Of an `unlearned` one: waits a moment, or for an event, then asks its daemon again. */
 void attachment_learn(struct attachment *at);
 /* The first steps of an attachment that an earlier agent made. False: nothing is left of it. */
