@@ -13,7 +13,12 @@ struct table_builder {
     size_t extent_cap;
     size_t len_cap;
     bool data_open; /* the last extent is DATA and takes more frames */
+    unsigned raw;   /* frames in a row that did not become smaller */
 };
+
+/* After so many frames in vain, only one of them is tried: encrypted and compressed data comes in
+ * long stretches. */
+enum { RAW_FRAMES_MAX = 8 };
 
 static struct segment_extent *add_extent(struct table_builder *t, uint8_t kind, uint64_t sector,
                                          uint64_t count) {
@@ -54,8 +59,10 @@ static void add_frame(struct table_builder *t, uint64_t sector, uint64_t count,
         table->lens = xrealloc(table->lens, t->len_cap * sizeof *table->lens);
     }
     buf_reserve(&b->frames, FRAME_SIZE_MAX);
-    size_t len = frame_encode(b->frames.data + b->frames.len, data, count, b->compress);
+    bool try = b->compress && (t->raw < RAW_FRAMES_MAX || t->raw % RAW_FRAMES_MAX == 0);
+    size_t len = frame_encode(b->frames.data + b->frames.len, data, count, try);
     CHECK(len <= FRAME_SIZE_MAX);
+    t->raw = len == FRAME_HEADER_SIZE + count * SECTOR_SIZE ? t->raw + 1 : 0;
     b->frames.len += len;
     table->lens[table->len_count++] = (uint16_t)len;
     table->extents[table->extent_count - 1].count += count;
