@@ -3,7 +3,8 @@
  * Invariants:
  *   I1  Fences, pins and keys that are not ours are never CONTENT, so no list names them.
  *   I2  A pin needs the whole tail of its root, and of its runs index, parts and every object that
- *       they reference, evacuated or not: too much costs space, too little data. */
+ *       they reference and that this root does not evacuate. What another root evacuates says
+ *       nothing: that root has the moved copy, this one has not. */
 #include "portalbd/volume/garbage.h"
 
 #include <stdlib.h>
@@ -122,7 +123,9 @@ bool manifest_condemns(const struct manifest *m, const struct object_name *n) {
 void pin_needs_release(struct pin_needs *n) {
     free(n->log);
     free(n->ids);
-    free(n->loaded);
+    for (size_t i = 0; i < n->run_count; i++)
+        free(n->runs[i].evacuated);
+    free(n->runs);
     *n = (struct pin_needs){0};
 }
 
@@ -190,17 +193,79 @@ static bool is_own(const struct volume_key *table, size_t index, const struct vo
     return strcmp(table[index].text, v->text) == 0;
 }
 
-/* What one run needs: its index, parts, and the objects that its entries name. Of evacuated objects
- * too: they cost space, not data. */
-static int need_run(struct pin_needs *n, struct objstore *s, const struct volume_key *v,
-                    const struct root *root, const struct root_run *run, struct err *e) {
-    for (size_t i = 0; i < n->loaded_count; i++)
-        if (random_id_equal(&n->loaded[i], &run->index.id))
-            return 0;
-    if (is_own(root->volumes, run->index.volume, v))
-        need_ref(n, &run->index);
+static int compare_names(const void *a, const void *b) {
+    return object_name_compare(a, b);
+}
+
+static struct object_name name_of_ref(const struct obj_ref *ref) {
+    return (struct object_name){
+        .class = CLASS_CONTENT, .kind = ref->kind, .number = ref->seq, .id = ref->id};
+}
+
+/* The volume's own objects among those that a root evacuates, sorted. */
+static struct object_name *own_evacuated(const struct root *root, const struct volume_key *v,
+                                         size_t *ret_count) {
+    struct object_name *names = xcalloc(root->evacuated_count + 1, sizeof *names);
+    size_t n = 0;
+    for (size_t i = 0; i < root->evacuated_count; i++)
+        if (is_own(root->volumes, root->evacuated[i].volume, v))
+            names[n++] = name_of_ref(&root->evacuated[i]);
+    qsort(names, n, sizeof *names, compare_names);
+    *ret_count = n;
+    return names;
+}
+
+static bool in_names(const struct object_name *names, size_t count, const struct object_name *n) {
+    return count > 0 && bsearch(n, names, count, sizeof *names, compare_names) != NULL;
+}
+
+static struct pinned_run *find_run(const struct pin_needs *n, const struct random_id *id) {
+    for (size_t i = 0; i < n->run_count; i++)
+        if (random_id_equal(&n->runs[i].index.id, id))
+            return &n->runs[i];
+    return NULL;
+}
+
+/* A root names this run: of what it references, only what all such roots evacuate is not needed. */
+static void need_run(struct pin_needs *n, const struct root *root, const struct root_run *run,
+                     const struct object_name *evacuated, size_t evacuated_count) {
+    struct pinned_run *r = find_run(n, &run->index.id);
+    if (r) {
+        size_t kept = 0;
+        for (size_t i = 0; i < r->evacuated_count; i++)
+            if (in_names(evacuated, evacuated_count, &r->evacuated[i]))
+                r->evacuated[kept++] = r->evacuated[i];
+        r->evacuated_count = kept;
+        return;
+    }
+    n->runs = grown_array(n->runs, n->run_count, sizeof *n->runs);
+    r = &n->runs[n->run_count++];
+    *r = (struct pinned_run){.owner = root->volumes[run->index.volume], .index = run->index};
+    if (evacuated_count == 0)
+        return;
+    r->evacuated = xcalloc(evacuated_count, sizeof *evacuated);
+    memcpy(r->evacuated, evacuated, evacuated_count * sizeof *evacuated);
+    r->evacuated_count = evacuated_count;
+}
+
+static void need_root(struct pin_needs *n, const struct volume_key *v, const struct root *root) {
+    for (size_t i = 0; i < root->tail_count; i++)
+        if (is_own(root->volumes, root->tail[i].volume, v))
+            need_log(n, root->tail[i].first, root->tail[i].count);
+    size_t count;
+    struct object_name *evacuated = own_evacuated(root, v, &count);
+    for (size_t i = 0; i < root->run_count; i++)
+        need_run(n, root, &root->runs[i], evacuated, count);
+    free(evacuated);
+}
+
+/* fiber. What a pinned run needs: its index, parts, and the objects that its entries name. */
+static int load_run(struct pin_needs *n, struct objstore *s, const struct volume_key *v,
+                    const struct pinned_run *r, struct err *e) {
+    if (strcmp(r->owner.text, v->text) == 0)
+        need_ref(n, &r->index);
     char key[KEY_MAX];
-    key_of_ref(key, &root->volumes[run->index.volume], &run->index);
+    key_of_ref(key, &r->owner, &r->index);
     CLEANUP_BUF struct buf body = {0};
     int rc = objstore_get(s, key, RUN_INDEX_SIZE_MAX, &body, e);
     if (rc < 0)
@@ -212,24 +277,35 @@ static int need_run(struct pin_needs *n, struct objstore *s, const struct volume
     for (size_t i = 0; i < x.part_count; i++)
         if (is_own(x.volumes, x.parts[i].ref.volume, v))
             need_ref(n, &x.parts[i].ref);
-    for (size_t i = 0; i < x.usage_count; i++)
-        if (is_own(x.volumes, x.usage[i].ref.volume, v))
+    for (size_t i = 0; i < x.usage_count; i++) {
+        struct object_name name = name_of_ref(&x.usage[i].ref);
+        if (is_own(x.volumes, x.usage[i].ref.volume, v) &&
+            !in_names(r->evacuated, r->evacuated_count, &name))
             need_ref(n, &x.usage[i].ref);
+    }
     run_index_release(&x);
-    n->loaded = grown_array(n->loaded, n->loaded_count, sizeof *n->loaded);
-    n->loaded[n->loaded_count++] = run->index.id;
     return 0;
 }
 
-static int need_root(struct pin_needs *n, struct objstore *s, const struct volume_key *v,
-                     const struct root *root, struct err *e) {
-    for (size_t i = 0; i < root->tail_count; i++)
-        if (is_own(root->volumes, root->tail[i].volume, v))
-            need_log(n, root->tail[i].first, root->tail[i].count);
-    int rc = 0;
-    for (size_t i = 0; rc == 0 && i < root->run_count; i++)
-        rc = need_run(n, s, v, root, &root->runs[i], e);
-    return rc;
+/* fiber. Reads the roots of all pins. */
+static int load_roots(struct pin_needs *n, struct objstore *s, const struct volume_key *v,
+                      const struct pin_list *pins, bool *ret_blocked, size_t *ret_real,
+                      struct err *e) {
+    for (size_t i = 0; i < pins->count; i++) {
+        *ret_blocked = !pins->items[i].has_root;
+        if (*ret_blocked)
+            return 0;
+        struct pin_root p;
+        int rc = pin_root_get(s, v, &pins->items[i].pin, &p, e);
+        if (rc < 0)
+            return rc;
+        if (!p.expired)
+            need_root(n, v, &p.root);
+        if (!p.expired || pins->items[i].has_claim)
+            ++*ret_real;
+        pin_root_release(&p);
+    }
+    return 0;
 }
 
 int pin_needs_load(struct pin_needs *n, struct objstore *s, const struct volume_key *v,
@@ -237,27 +313,14 @@ int pin_needs_load(struct pin_needs *n, struct objstore *s, const struct volume_
                    struct err *e) {
     *ret_blocked = false;
     *ret_real = 0;
-    for (size_t i = 0; i < pins->count; i++) {
-        if (!pins->items[i].has_root) {
-            *ret_blocked = true;
-            return 0;
-        }
-        struct pin_root p;
-        int rc = pin_root_get(s, v, &pins->items[i].pin, &p, e);
-        if (rc == 0) {
-            if (!p.expired)
-                rc = need_root(n, s, v, &p.root, e);
-            if (!p.expired || pins->items[i].has_claim)
-                ++*ret_real;
-            pin_root_release(&p);
-        }
-        if (rc == -ERR_NOT_FOUND) {
-            *ret_blocked = true;
-            return 0;
-        }
-        if (rc < 0)
-            return rc;
+    int rc = load_roots(n, s, v, pins, ret_blocked, ret_real, e);
+    for (size_t i = 0; rc == 0 && !*ret_blocked && i < n->run_count; i++)
+        rc = load_run(n, s, v, &n->runs[i], e);
+    if (rc == -ERR_NOT_FOUND) {
+        *ret_blocked = true;
+        rc = 0;
     }
-    needed_sort(n);
-    return 0;
+    if (rc == 0 && !*ret_blocked)
+        needed_sort(n);
+    return rc;
 }

@@ -56,13 +56,19 @@ bool manifest_condemns(const struct manifest *m, const struct object_name *n);
 struct needed_range {
     uint64_t first, count;
 };
+struct pinned_run {
+    struct volume_key owner;
+    struct obj_ref index;
+    struct object_name *evacuated; /* owned; by all roots that name it; own objects, sorted */
+    size_t evacuated_count;
+};
 struct pin_needs {
     struct needed_range *log; /* owned */
     size_t log_count;
     struct random_id *ids; /* owned; of map/ and moved/ */
     size_t id_count;
-    struct random_id *loaded; /* owned; run indexes that were read already */
-    size_t loaded_count;
+    struct pinned_run *runs; /* owned; that their roots name, each once */
+    size_t run_count;
 };
 void pin_needs_release(struct pin_needs *n);
 

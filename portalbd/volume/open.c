@@ -141,9 +141,12 @@ static int open_content(struct volume *v, const struct log_walk *walk, struct er
     v->durable_write = v->last_write;
     if (rc == 0)
         rc = open_runs(v, e);
-    if (rc == -ERR_NOT_FOUND) { /* a newer writer may have collected it meanwhile */
-        struct err missing = *e;
-        rc = read_explain_missing(v, missing.text, e);
+    if (rc == -ERR_NOT_FOUND || rc == -ERR_CORRUPT) {
+        /* A newer writer may have collected it meanwhile, and a sleeping opener's fence may stand
+         * where a segment was. */
+        struct err was = *e;
+        int why = read_explain_missing(v, was.text, e);
+        rc = why == -ERR_CORRUPT && rc == -ERR_CORRUPT ? err_copy(e, &was) : why;
     }
     return rc;
 }

@@ -14,6 +14,8 @@ enum {
     CHECKPOINT_EXTENTS_DEFAULT = 128 * 1024,
     RUNS_MAX_DEFAULT = 8,
     GC_DELAY_DEFAULT_US = 2 * 1000 * 1000,
+    GC_LIVE_PERCENT_DEFAULT = 50,
+    GC_MOVE_BYTES_DEFAULT = 8 * 1024 * 1024,
 };
 
 static struct volume *volume_of(struct blockdev *dev) {
@@ -145,6 +147,8 @@ struct volume *volume_new(const struct volume_config *config) {
     c->checkpoint_extents =
         c->checkpoint_extents ? c->checkpoint_extents : CHECKPOINT_EXTENTS_DEFAULT;
     c->runs_max = c->runs_max ? c->runs_max : RUNS_MAX_DEFAULT;
+    c->gc_live_percent = c->gc_live_percent ? c->gc_live_percent : GC_LIVE_PERCENT_DEFAULT;
+    c->gc_move_bytes = c->gc_move_bytes ? c->gc_move_bytes : GC_MOVE_BYTES_DEFAULT;
     c->gc_delay_us = c->gc_delay_us ? c->gc_delay_us : GC_DELAY_DEFAULT_US;
     CHECK(c->runs_max < ROOT_RUNS_MAX - 1);
     v->env = c->env;

@@ -55,6 +55,8 @@ struct volume_config {
     uint32_t checkpoint_extents;  /* 0: 128k */
     uint32_t runs_max;            /* more runs than this are merged whatever it costs; 0: 8 */
     uint64_t gc_delay_us;         /* between a change and the GC round for it; 0: 2 s */
+    uint32_t gc_live_percent;     /* objects with less than this live are rewritten; 0: 50 */
+    uint64_t gc_move_bytes;       /* dead bytes in them that make it worth while; 0: 8 MiB */
     bool gc_off;                  /* no GC in the background, only volume_collect: for tests */
     /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
      * NULL. */
@@ -127,6 +129,7 @@ struct volume_status {
     uint64_t bytes_written, bytes_read, bytes_stored;
     uint64_t flushes, flush_cuts, checkpoints, merges;
     uint64_t gc_scrubs, gc_rounds, gc_objects_deleted, gc_bytes_deleted;
+    uint64_t gc_moves, gc_victims, gc_bytes_moved;
     /* Objects under the volume's own prefix, as far as they are known; those of them that are
      * garbage and not deleted yet; those that only snapshots or clones still need. */
     uint64_t gc_objects, gc_bytes, gc_garbage, gc_garbage_bytes, gc_held, gc_held_bytes;

@@ -17,6 +17,7 @@ struct world {
     uint8_t image[VOLUME_SIZE];
     uint8_t found[VOLUME_SIZE];
     uint64_t seed;
+    uint32_t live_percent; /* 1: nothing is ever moved */
 };
 
 static struct world *world;
@@ -53,6 +54,7 @@ static void open_with(bool gc_off) {
                               .segment_size = 64 * 1024,
                               .checkpoint_segments = 8,
                               .runs_max = 2,
+                              .gc_live_percent = world->live_percent,
                               .gc_off = gc_off};
     ok(volume_open(&c, &world->v, &e), &e);
 }
@@ -410,6 +412,52 @@ static void fenced_in_a_hole(void *arg) {
     drop();
 }
 
+/* What is mostly dead is moved; space comes down to what is live, and a bit. */
+static void moved(void *arg) {
+    (void)arg;
+    world->live_percent = 50;
+    create();
+    open_with(true);
+    for (int i = 0; i < 6; i++)
+        overwrite();
+    checkpoint();
+    collect();
+    struct volume_status s = status();
+    assert_true(s.gc_moves > 0);
+    assert_true(s.gc_victims > 10);
+    assert_int_equal(s.gc_garbage, 0);
+    assert_true(s.gc_bytes < 2 * VOLUME_SIZE); /* 4 times as much without moving */
+    assert_true(count("/moved/") > 0);
+    check_image();
+    close_it();
+    open_with(true);
+    check_image();
+    for (int i = 0; i < 3; i++) { /* moved objects are moved again */
+        overwrite();
+        checkpoint();
+        collect();
+        check_image();
+    }
+    drop(); /* dies */
+    open_with(true);
+    check_image();
+    struct random_id pin = snapshot(1);
+    static uint8_t before[VOLUME_SIZE];
+    memcpy(before, world->image, sizeof before);
+    for (int i = 0; i < 3; i++) {
+        overwrite();
+        checkpoint();
+        collect();
+    }
+    check_snapshot(&pin, before);
+    check_image();
+    release(&pin);
+    collect();
+    assert_true(status().gc_bytes < 2 * VOLUME_SIZE);
+    check_image();
+    close_it();
+}
+
 /* A read that looked things up keeps them until it has them. */
 static void slow_read(void *arg) {
     (void)arg;
@@ -448,6 +496,7 @@ static int setup(void **state) {
     world = NEW(struct world);
     pool_fixture_init(&world->f, 3);
     world->seed = 7;
+    world->live_percent = 1;
     char hash[33];
     name_hash(hash, "v");
     id_format_key(&world->key, ID_VOLUME, hash, 1);
@@ -474,6 +523,7 @@ SCENARIO(scrubbed)
 SCENARIO(long_list)
 SCENARIO(fenced)
 SCENARIO(fenced_in_a_hole)
+SCENARIO(moved)
 SCENARIO(slow_read)
 
 int main(void) {
@@ -486,6 +536,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_long_list, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fenced, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fenced_in_a_hole, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_moved, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_read, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

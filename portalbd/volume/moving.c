@@ -1,0 +1,466 @@
+/* Moving.
+ *
+ *   victims: own objects of which less than half is live by the runs, in no tail, held by no pin
+ *   --> hold merges at the age of the newest run --> GET the victims --> look their sectors up in
+ *   the runs of that moment --> what is live, sorted by sector, into moved/<id> --> a run of those
+ *   places --> a manifest that inserts it at that age and lists the victims as evacuated
+ *   --> the next pass finds them to be garbage
+ *
+ * Writes, checkpoints and merges of either side of the age go on meanwhile: what they say is newer
+ * than the run, or older and shadowed by it. A move that ends half way leaves moved objects that
+ * nobody names: garbage of the next pass, or of the next scrub.
+ *
+ * I1  Liveness is by the runs of the root that the age belongs to, never by the memtable.
+ * I2  The run goes in at the age it was computed at; no merge takes runs from both sides of it
+ *     until then.
+ * I3  A victim is evacuated by the very manifest that inserts its places. */
+#include "portalbd/volume/moving.h"
+
+#include <stdlib.h>
+
+#include "common/mutant.h"
+#include "portalbd/volume/run_writer.h"
+
+enum {
+    OVERHEAD = 512,     /* bytes of header, table and footer that say nothing about what is live */
+    VICTIMS_MAX = 1024, /* of one batch */
+    VICTIM_BYTES_MAX = 32 << 20,       /* of one batch: they are in memory */
+    GETS_AT_ONCE = 4,                  /* of victims */
+    MOVED_BYTES = 8 << 20,             /* of an object: its frames as the victims have them ... */
+    MOVED_RAW_MAX = 14 << 20,          /* ... and as they are at most */
+    MOVED_FRAMES_MAX = 32 * 1024,      /* so at most as many extents */
+    EVACUATED_MAX = ROOT_LIST_MAX / 2, /* from here on moving waits for merges */
+};
+_Static_assert(VICTIMS_MAX + EVACUATED_MAX <= ROOT_LIST_MAX, "a batch fits the list");
+_Static_assert(MOVED_FRAMES_MAX <= (int)SEGMENT_EXTENTS_MAX, "a segment of format 1");
+
+struct victim {
+    struct object_name name;
+    uint32_t size, live;
+    struct buf body;
+    struct segment_table table;
+};
+
+struct move {
+    struct gc *gc;
+    struct volume *v;
+    struct gc_snapshot root;
+    uint64_t age;
+    struct victim *victims; /* owned; sorted by name once they are chosen */
+    size_t victim_count;
+    struct object_name *names; /* owned; of the victims */
+    struct live_pieces pieces;
+    struct run_writer *writer; /* owned */
+};
+
+static void move_release(struct move *m) {
+    for (size_t i = 0; i < m->victim_count; i++) {
+        buf_release(&m->victims[i].body);
+        segment_table_release(&m->victims[i].table);
+    }
+    free(m->victims);
+    free(m->names);
+    free(m->pieces.items);
+    if (m->writer)
+        run_writer_free(m->writer);
+    gc_snapshot_release(&m->root);
+}
+
+/* --- choosing --- */
+
+static bool is_victim(const struct gc *g, const struct own_object *o) {
+    if (o->state != OBJECT_LIVE || o->kind == OBJ_MAP || o->mark != g->mark)
+        return false;
+    if (o->live == 0 || o->size == 0) /* a tail's, or we do not know how large it is */
+        return false;
+    if (o->size <= OVERHEAD)
+        return false;
+    if ((uint64_t)o->live * 100 >= (uint64_t)(o->size - OVERHEAD) * g->v->config.gc_live_percent)
+        return false;
+    struct object_name n = own_object_name(o);
+    return !pin_needs_object(&g->needs, &n);
+}
+
+/* The emptiest first: they give most for the bytes that are written. */
+static int compare_emptiness(const void *a, const void *b) {
+    const struct victim *x = a, *y = b;
+    uint64_t left = (uint64_t)x->live * y->size, right = (uint64_t)y->live * x->size;
+    if (left != right)
+        return left < right ? -1 : 1;
+    return object_name_compare(&x->name, &y->name);
+}
+
+static int compare_victims(const void *a, const void *b) {
+    const struct victim *x = a, *y = b;
+    return object_name_compare(&x->name, &y->name);
+}
+
+/* Those of one batch; none when it is not worth it. */
+static void choose(struct move *m, bool thorough) {
+    struct gc *g = m->gc;
+    struct victim *all = NULL;
+    size_t count = 0;
+    uint64_t dead = 0, bytes = 0;
+    for (size_t i = 0; i < g->objects.slot_count; i++) {
+        const struct own_object *o = &g->objects.slots[i];
+        if (!is_victim(g, o))
+            continue;
+        all = grown_array(all, count, sizeof *all);
+        all[count++] =
+            (struct victim){.name = own_object_name(o), .size = o->size, .live = o->live};
+        dead += o->size - o->live;
+    }
+    if (count == 0 || (!thorough && dead < g->v->config.gc_move_bytes)) {
+        free(all);
+        return;
+    }
+    qsort(all, count, sizeof *all, compare_emptiness);
+    size_t n = 0;
+    while (n < count && n < VICTIMS_MAX && (n == 0 || bytes + all[n].size <= VICTIM_BYTES_MAX))
+        bytes += all[n++].size;
+    qsort(all, n, sizeof *all, compare_victims);
+    m->victims = all;
+    m->victim_count = n;
+    m->names = xcalloc(n, sizeof *m->names);
+    for (size_t i = 0; i < n; i++)
+        m->names[i] = all[i].name;
+}
+
+/* --- reading --- */
+
+/* Is this object what its key says? */
+static int check_victim(const struct move *m, const struct victim *x,
+                        const struct segment_meta *meta, struct err *e) {
+    uint8_t hash[16];
+    segment_volume_hash(hash, &m->v->config.key);
+    uint8_t kind = x->name.kind == OBJ_LOG ? SEGMENT_DATA : SEGMENT_MOVED;
+    if (memcmp(hash, meta->volume_hash, sizeof hash) != 0 || meta->kind != kind ||
+        meta->seq != x->name.number)
+        return err_set(e, -ERR_CORRUPT, "the object is another one than its key says");
+    return 0;
+}
+
+/* fiber. */
+static int read_victim(const struct move *m, struct victim *x, struct err *e) {
+    char key[KEY_MAX];
+    object_key(key, &m->v->config.key, &x->name);
+    int rc = objstore_get(m->v->store, key, SEGMENT_SIZE_MAX, &x->body, e);
+    if (rc < 0)
+        return rc;
+    struct segment_meta meta;
+    size_t need;
+    rc = segment_decode_tail(buf_view(&x->body), x->body.len, &meta, &x->table, &need, e);
+    if (rc == 0)
+        rc = check_victim(m, x, &meta, e);
+    return rc < 0 ? err_wrap(e, "'%s'", key) : 0;
+}
+
+struct reader {
+    const struct move *move;
+    size_t *next; /* victim; shared */
+    int rc;
+    struct err err;
+};
+
+static void reader_run(void *arg) {
+    struct reader *r = arg;
+    while (r->rc == 0 && *r->next < r->move->victim_count && !gc_must_stop(r->move->gc))
+        r->rc = read_victim(r->move, &r->move->victims[(*r->next)++], &r->err);
+}
+
+/* fiber. */
+static int read_victims(struct move *m, struct err *e) {
+    struct reader readers[GETS_AT_ONCE];
+    struct fiber_group group;
+    size_t next = 0;
+    fiber_group_init(&group, m->v->env);
+    for (size_t i = 0; i < GETS_AT_ONCE; i++) {
+        readers[i] = (struct reader){.move = m, .next = &next};
+        fiber_group_start(&group, reader_run, &readers[i]);
+    }
+    int rc = fiber_group_wait(&group);
+    if (rc < 0)
+        return err_set(e, -ERR_CANCELLED, "moving was cancelled");
+    for (size_t i = 0; rc == 0 && i < GETS_AT_ONCE; i++)
+        if (readers[i].rc < 0)
+            rc = err_copy(e, &readers[i].err);
+    return rc;
+}
+
+/* --- what is live --- */
+
+static int compare_ranges(const void *a, const void *b) {
+    const struct sector_range *x = a, *y = b;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* What the victims hold, in order, joined where it touches. */
+static struct sector_range *victims_ranges(const struct move *m, size_t *ret_count) {
+    size_t count = 0, n = 0;
+    for (size_t i = 0; i < m->victim_count; i++)
+        count += m->victims[i].table.extent_count;
+    struct sector_range *r = xcalloc(count + 1, sizeof *r);
+    for (size_t i = 0; i < m->victim_count; i++) {
+        const struct segment_table *t = &m->victims[i].table;
+        for (size_t k = 0; k < t->extent_count; k++)
+            if (t->extents[k].kind == EXTENT_DATA)
+                r[n++] = (struct sector_range){.first = t->extents[k].sector,
+                                               .end = t->extents[k].sector + t->extents[k].count};
+    }
+    qsort(r, n, sizeof *r, compare_ranges);
+    size_t last = 0;
+    for (size_t i = 1; i < n; i++) {
+        if (r[i].first <= r[last].end)
+            r[last].end = MAX(r[last].end, r[i].end);
+        else
+            r[++last] = r[i];
+    }
+    *ret_count = n > 0 ? last + 1 : 0;
+    return r;
+}
+
+/* fiber. */
+static int find_live(struct move *m, struct err *e) {
+    size_t count;
+    struct sector_range *ranges = victims_ranges(m, &count);
+    int rc =
+        moving_find_live(&m->pieces, m->gc, &m->root, ranges, count, m->names, m->victim_count, e);
+    free(ranges);
+    return rc;
+}
+
+/* --- writing --- */
+
+/* One moved object, built on a worker. */
+struct moved_build {
+    const struct move *move;
+    const struct live_piece *pieces;
+    size_t piece_count;
+    struct segment_meta meta;
+    uint8_t header[SEGMENT_HEADER_SIZE];
+    struct buf frames;
+    struct buf tail;
+    struct segment_table table;
+    int rc;
+    struct err err;
+};
+
+static void moved_build_release(struct moved_build *b) {
+    buf_release(&b->frames);
+    buf_release(&b->tail);
+    segment_table_release(&b->table);
+}
+
+/* Frames keep the bounds that they have, so that a later overwrite leaves the same pieces live. */
+static void add_frame(struct moved_build *b, uint64_t sector, uint64_t count, const uint8_t *data) {
+    struct segment_table *t = &b->table;
+    struct segment_extent *last = t->extent_count > 0 ? &t->extents[t->extent_count - 1] : NULL;
+    bool joins = last && last->sector + last->count == sector &&
+                 last->count % FRAME_SECTORS_MAX == 0 && last->count + count <= EXTENT_SECTORS_MAX;
+    if (!joins) {
+        t->extents = grown_array(t->extents, t->extent_count, sizeof *t->extents);
+        last = &t->extents[t->extent_count++];
+        *last = (struct segment_extent){.sector = sector,
+                                        .kind = EXTENT_DATA,
+                                        .off = (uint32_t)(SEGMENT_HEADER_SIZE + b->frames.len),
+                                        .first_len = (uint32_t)t->len_count};
+    }
+    buf_reserve(&b->frames, FRAME_SIZE_MAX);
+    size_t len = frame_encode(b->frames.data + b->frames.len, data, count, true);
+    b->frames.len += len;
+    t->lens = grown_array(t->lens, t->len_count, sizeof *t->lens);
+    t->lens[t->len_count++] = (uint16_t)len;
+    last->count += count;
+}
+
+static int add_piece(struct moved_build *b, const struct live_piece *p, struct err *e) {
+    const struct victim *x = &b->move->victims[p->victim];
+    uint8_t data[FRAME_SECTORS_MAX * SECTOR_SIZE];
+    uint64_t skip = p->skip, done = 0, off = p->off;
+    while (done < p->count) {
+        uint64_t n = MIN(FRAME_SECTORS_MAX - skip, p->count - done);
+        if (off > x->body.len)
+            return err_set(e, -ERR_CORRUPT, "the map wants more than the object has");
+        size_t stored;
+        int rc = frame_decode(view_of(x->body.data + off, x->body.len - off), data,
+                              (size_t)(skip + n), &stored, e);
+        if (rc < 0)
+            return rc;
+        add_frame(b, p->sector + done, n, data + skip * SECTOR_SIZE);
+        off += stored;
+        done += n;
+        skip = 0;
+    }
+    return 0;
+}
+
+static void build_run(void *arg) {
+    struct moved_build *b = arg;
+    for (size_t i = 0; b->rc == 0 && i < b->piece_count; i++) {
+        b->rc = add_piece(b, &b->pieces[i], &b->err);
+        if (b->rc < 0) {
+            char key[KEY_MAX];
+            object_key(key, &b->move->v->config.key, &b->move->names[b->pieces[i].victim]);
+            err_wrap(&b->err, "'%s' at byte %u", key, b->pieces[i].off);
+            return;
+        }
+    }
+    CHECK(b->table.extent_count <= SEGMENT_EXTENTS_MAX);
+    segment_encode_header(b->header, &b->meta);
+    segment_encode_tail(&b->tail, &b->meta, &b->table, SEGMENT_HEADER_SIZE + b->frames.len);
+}
+
+/* How many of these pieces make one object. */
+static size_t pieces_of_object(const struct live_piece *p, size_t count) {
+    uint64_t stored = 0, raw = 0, frames = 0;
+    size_t n = 0;
+    while (n < count) {
+        stored += p[n].stored_len;
+        raw += (uint64_t)p[n].count * SECTOR_SIZE + p[n].frames * FRAME_HEADER_SIZE;
+        frames += p[n].frames;
+        if (n > 0 && (stored > MOVED_BYTES || raw > MOVED_RAW_MAX || frames > MOVED_FRAMES_MAX))
+            break;
+        n++;
+    }
+    return n;
+}
+
+/* fiber. Its places go into the run. */
+static int add_places(struct move *m, const struct moved_build *b, const struct random_id *id,
+                      struct err *e) {
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < b->table.extent_count; i++) {
+        const struct segment_extent *x = &b->table.extents[i];
+        struct map_entry entry = {.sector = x->sector,
+                                  .count = x->count,
+                                  .kind = EXTENT_DATA,
+                                  .len_count = (uint16_t)extent_frames(x->count),
+                                  .off = x->off,
+                                  .ref = {.kind = OBJ_MOVED, .id = *id},
+                                  .lens = b->table.lens + x->first_len};
+        rc = run_writer_add(m->writer, &entry, &m->v->config.key, e);
+    }
+    return rc;
+}
+
+/* fiber. Builds one object, stores it, and adds its places to the run. */
+static int write_object(struct move *m, struct moved_build *b, struct err *e) {
+    struct volume *v = m->v;
+    b->meta = (struct segment_meta){
+        .kind = SEGMENT_MOVED, .epoch = v->manifest.epoch, .nonce = v->manifest.nonce};
+    segment_volume_hash(b->meta.volume_hash, &v->config.key);
+    fiber_run_job(v->env, build_run, b);
+    if (b->rc < 0)
+        return err_copy(e, &b->err);
+    struct object_name n = {.class = CLASS_CONTENT, .kind = OBJ_MOVED};
+    env_random(v->env, n.id.bytes, sizeof n.id.bytes);
+    char key[KEY_MAX];
+    object_key(key, &v->config.key, &n);
+    struct view parts[] = {view_of(b->header, sizeof b->header), buf_view(&b->frames),
+                           buf_view(&b->tail)};
+    int rc = objstore_put_parts(v->store, key, parts, ARRAY_LEN(parts), e);
+    if (rc < 0)
+        return rc;
+    size_t size = sizeof b->header + b->frames.len + b->tail.len;
+    own_objects_add(&m->gc->objects, &n, (uint32_t)size);
+    v->stats.gc_bytes_moved += size;
+    return add_places(m, b, &n.id, e);
+}
+
+/* fiber. */
+static int write_objects(struct move *m, struct err *e) {
+    int rc = 0;
+    m->writer = run_writer_new(m->v->env, m->v->store, &m->v->config.key);
+    for (size_t i = 0; rc == 0 && i < m->pieces.count && !gc_must_stop(m->gc);) {
+        struct moved_build b = {.move = m, .pieces = m->pieces.items + i};
+        b.piece_count = pieces_of_object(b.pieces, m->pieces.count - i);
+        i += b.piece_count;
+        rc = write_object(m, &b, e);
+        moved_build_release(&b);
+    }
+    return rc;
+}
+
+/* --- the manifest --- */
+
+/* fiber; both mutexes held. */
+static int put_moved(struct move *m, struct root_run *run, struct err *e) {
+    struct volume *v = m->v;
+    struct manifest next;
+    manifest_copy(&next, &v->manifest);
+    next.number++;
+    struct root *root = &next.root;
+    root->evacuated = xrealloc(root->evacuated,
+                               (root->evacuated_count + m->victim_count) * sizeof *root->evacuated);
+    for (size_t i = 0; i < m->victim_count && !MUTANT("move-evacuates-nothing"); i++)
+        root->evacuated[root->evacuated_count++] = (struct obj_ref){
+            .kind = m->names[i].kind, .seq = m->names[i].number, .id = m->names[i].id};
+    CHECK(root->evacuated_count <= ROOT_LIST_MAX);
+    run->age = MUTANT("moved-run-on-top") ? root->runs[0].age : m->age;
+    return run_list_insert(v, &next, run, e);
+}
+
+/* fiber. */
+static int install(struct move *m, struct err *e) {
+    struct volume *v = m->v;
+    struct root_run run = {0};
+    int rc = run_writer_finish(m->writer, &run, e);
+    if (rc < 0)
+        return rc;
+    if (fiber_mutex_lock(v->env, &v->checkpoint_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "moving was cancelled");
+    rc = fiber_mutex_lock(v->env, &v->manifest_mutex);
+    if (rc == 0) {
+        rc = put_moved(m, &run, e);
+        fiber_mutex_unlock(&v->manifest_mutex);
+    } else {
+        rc = err_set(e, -ERR_CANCELLED, "moving was cancelled");
+    }
+    fiber_mutex_unlock(&v->checkpoint_mutex);
+    return rc;
+}
+
+/* fiber. */
+static int move_batch(struct move *m, bool *ret_moved, struct err *e) {
+    int rc = read_victims(m, e);
+    if (rc == 0 && !gc_must_stop(m->gc))
+        rc = find_live(m, e);
+    if (rc == 0 && !gc_must_stop(m->gc))
+        rc = write_objects(m, e);
+    if (rc == -ERR_NOT_FOUND) { /* whoever deleted it, it was not us */
+        struct err missing = *e;
+        rc = read_explain_missing(m->v, missing.text, e);
+    }
+    if (rc < 0 || gc_must_stop(m->gc))
+        return rc;
+    rc = install(m, e);
+    *ret_moved = rc == 0;
+    if (rc == 0) {
+        m->v->stats.gc_moves++;
+        m->v->stats.gc_victims += m->victim_count;
+    }
+    return rc;
+}
+
+int gc_move(struct gc *g, bool thorough, bool *ret_moved, struct err *e) {
+    struct volume *v = g->v;
+    bool blocked = false;
+    *ret_moved = false;
+    if (v->run_count == 0 || run_list_full(v) || v->manifest.root.evacuated_count > EVACUATED_MAX)
+        return 0;
+    int rc = g->needs_known ? 0 : gc_look_at_pins(g, &blocked, e);
+    if (rc < 0 || blocked || gc_must_stop(g) || v->run_count == 0)
+        return rc;
+    CLEANUP(move_release) struct move m = {.gc = g, .v = v};
+    gc_snapshot_take(&m.root, v);
+    choose(&m, thorough);
+    if (m.victim_count == 0)
+        return 0;
+    m.age = m.root.root.runs[0].age;
+    if (!MUTANT("merge-across-move"))
+        levels_hold(v, m.age);
+    rc = move_batch(&m, ret_moved, e);
+    if (!MUTANT("merge-across-move"))
+        levels_release(v);
+    return rc;
+}
