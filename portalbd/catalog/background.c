@@ -19,7 +19,6 @@
 enum {
     DONE_RECHECK_PASSES = 32, /* a deleted volume that is empty is looked at again: zombies */
     DONE_MAX = 65536,
-    AFTER_MAX = OBJ_KEY_MAX + 2,
 };
 
 void background_init(struct background *b, const struct catalog *c) {
@@ -125,9 +124,8 @@ static int look_at_volume(struct background *b, const struct volume_key *v,
 
 /* --- all of them --- */
 
-/* The next prefix "volumes/<id>/" behind `after` (a key). 1, or 0 at the end. */
-static int next_volume(struct catalog *c, char after[AFTER_MAX], struct volume_key *ret,
-                       struct err *e) {
+int catalog_next_volume(struct catalog *c, char after[CATALOG_AFTER_MAX], struct volume_key *ret,
+                        struct err *e) {
     static const char root[] = "volumes/";
     for (;;) {
         struct obj_list list = {0};
@@ -150,8 +148,8 @@ static int next_volume(struct catalog *c, char after[AFTER_MAX], struct volume_k
             ours = id_parse(&p, id, NULL) == 0 && p.kind == ID_VOLUME;
         }
         /* '0' follows '/': behind every key of this prefix. */
-        int n = snprintf(after, AFTER_MAX, "%s%.*s0", root, (int)len, name);
-        CHECK(n > 0 && n < AFTER_MAX);
+        int n = snprintf(after, CATALOG_AFTER_MAX, "%s%.*s0", root, (int)len, name);
+        CHECK(n > 0 && n < CATALOG_AFTER_MAX);
         obj_list_release(&list);
         if (ours) {
             *ret = v;
@@ -174,11 +172,11 @@ static int prune_records(struct background *b, struct background_result *ret, st
 
 int background_pass(struct background *b, struct background_result *ret, struct err *e) {
     struct background_result result = {0};
-    char after[AFTER_MAX] = "";
+    char after[CATALOG_AFTER_MAX] = "";
     struct volume_key v;
     int rc;
     pin_sweeper_begin(&b->sweeper);
-    while ((rc = next_volume(&b->catalog, after, &v, e)) > 0) {
+    while ((rc = catalog_next_volume(&b->catalog, after, &v, e)) > 0) {
         struct err why;
         result.volumes++;
         int failed = look_at_volume(b, &v, &result, &why);

@@ -113,6 +113,14 @@ int snapshot_record_newest(struct catalog *c, const char *hash, struct snapshot_
 int snapshot_record_by_id(struct catalog *c, const char *id, struct snapshot_record *ret,
                           struct err *e);
 
+/* --- background.c --- */
+
+enum { CATALOG_AFTER_MAX = OBJ_KEY_MAX + 2 };
+/* The next volume that has any object, behind `after` (a key; "" at first, which is moved on): 1,
+ * or 0 at the end. Costs 1. */
+int catalog_next_volume(struct catalog *c, char after[CATALOG_AFTER_MAX], struct volume_key *ret,
+                        struct err *e);
+
 /* --- lists.c --- */
 
 /* The newest record of a folder, or what became of it while the list was made. */

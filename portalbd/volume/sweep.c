@@ -163,8 +163,8 @@ static int named_by_clone(struct objstore *s, const struct volume_key *v,
     return 0;
 }
 
-static int pin_named(struct objstore *s, const struct volume_key *v, const struct random_id *pin,
-                     const struct commit_key *k, bool *ret_named, struct err *e) {
+int pin_is_named(struct objstore *s, const struct volume_key *v, const struct random_id *pin,
+                 const struct commit_key *k, bool *ret_named, struct err *e) {
     struct commit_target t;
     int rc = commit_resolve(k, &t, e);
     if (rc < 0)
@@ -243,7 +243,7 @@ static int sweep_pin(struct env *env, struct objstore *s, const struct volume_ke
     int rc = put_tombstone(env, s, v, pin, k, e);
     bool named = true;
     if (rc == 0)
-        rc = pin_named(s, v, pin, k, &named, e); /* I2 */
+        rc = pin_is_named(s, v, pin, k, &named, e); /* I2 */
     if (rc < 0 || named)
         return rc;
     bool real;
@@ -293,7 +293,7 @@ static int look_at_pin(struct pin_sweeper *w, struct env *env, struct objstore *
     int rc = pin_commit_key(w, s, v, p, &commit, &gone, e);
     if (rc < 0 || gone)
         return rc;
-    rc = pin_named(s, v, &p->pin, &commit, &named, e);
+    rc = pin_is_named(s, v, &p->pin, &commit, &named, e);
     if (rc < 0)
         return rc;
     if (named) {

@@ -29,6 +29,11 @@ void pin_sweeper_release(struct pin_sweeper *w);
 void pin_sweeper_begin(struct pin_sweeper *w);
 void pin_sweeper_end(struct pin_sweeper *w);
 
+/* fiber. Does something live name this pin: the newest snapshot record in the folder of its commit
+ * key, or the first manifest of a clone? Costs 1 or 2. */
+int pin_is_named(struct objstore *s, const struct volume_key *v, const struct random_id *pin,
+                 const struct commit_key *commit, bool *ret_named, struct err *e);
+
 /* fiber. Looks at all pins of one volume: sweeps those that are unnamed now and were so at least
  * SWEEP_INTERVAL_US ago, remembers new ones. Adds to the counts. Costs 1 + about 3 a pin. */
 int pin_sweep_volume(struct pin_sweeper *w, struct env *env, struct objstore *s,

@@ -1,0 +1,390 @@
+/* fsck: a pool that the real engine wrote has nothing to be told; every object of it that goes, or
+ * in which a bit turns, is told; beside a writer nothing is told that is not so. */
+#include "tests/support/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "portalbd/catalog/background.h"
+#include "portalbd/catalog/catalog_internal.h"
+#include "portalbd/catalog/fsck.h"
+#include "portalbd/volume/volume.h"
+#include "tests/support/pool_test.h"
+
+enum { SIZE = 4 * 1024 * 1024 };
+
+POOL_TEST_SETUP(7)
+
+/* --- a writer --- */
+
+struct sync_request {
+    struct bd_request req;
+    struct fiber_done done;
+};
+
+static void on_done(struct bd_request *req) {
+    fiber_done_set(&container_of(req, struct sync_request, req)->done);
+}
+
+static void submit(struct pool_fixture *f, struct volume *v, enum bd_op op, uint64_t off,
+                   uint64_t len, const void *data) {
+    struct sync_request s = {
+        .req = {.op = op, .off = off, .len = len, .write_data = data, .done = on_done}};
+    fiber_done_init(&s.done);
+    if (!bd_submit(volume_blockdev(v), &s.req))
+        fiber_done_wait_always(f->env, &s.done);
+    assert_int_equal(s.req.rc, 0);
+}
+
+static struct volume *open_volume(struct pool_fixture *f, const struct volume_key *key,
+                                  uint64_t epoch) {
+    struct volume_config config = {.env = f->env,
+                                   .store = f->store,
+                                   .key = *key,
+                                   .publish_epoch = (uint32_t)epoch,
+                                   .journal_size = 4 * 1024 * 1024,
+                                   .cache_size = 256 * 1024,
+                                   .segment_size = 16 * 1024,
+                                   .checkpoint_segments = 6,
+                                   .runs_max = 3};
+    struct err e;
+    struct volume *v;
+    ok(volume_open(&config, &v, &e), &e);
+    return v;
+}
+
+static void write_some(struct pool_fixture *f, struct volume *v, int writes) {
+    uint8_t data[16 * 1024];
+    for (int i = 0; i < writes; i++) {
+        uint64_t sector = env_random_u64(f->env) % (SIZE / SECTOR_SIZE - 32);
+        uint64_t count = 1 + env_random_u64(f->env) % 32;
+        env_random(f->env, data, count * SECTOR_SIZE);
+        if (i % 3 == 0)
+            memset(data, i, count * SECTOR_SIZE); /* compresses */
+        enum bd_op op = i % 11 == 10 ? BD_TRIM : BD_WRITE;
+        submit(f, v, op, sector * SECTOR_SIZE, count * SECTOR_SIZE, op == BD_TRIM ? NULL : data);
+        if (i % 5 == 4)
+            submit(f, v, BD_FLUSH, 0, 0, NULL);
+    }
+}
+
+static void on_freed(void *arg) {
+    fiber_done_set(arg);
+}
+
+static void end_volume(struct pool_fixture *f, struct volume *v, bool close) {
+    struct err e;
+    struct fiber_done freed;
+    if (close)
+        ok(volume_close(v, &e), &e);
+    fiber_done_init(&freed);
+    volume_free(v, on_freed, &freed);
+    fiber_done_wait_always(f->env, &freed);
+}
+
+/* --- the pool --- */
+
+struct story {
+    char volume[ID_MAX], clone[ID_MAX], chained[ID_MAX];
+};
+
+static uint64_t publish(struct pool_fixture *f, const char *id, struct volume_key *ret) {
+    struct err e;
+    struct volume_info i;
+    ok(catalog_volume_publish(&f->catalog, id, "node-a", false, false, &i, &e), &e);
+    uint64_t epoch = i.record.publish_epoch;
+    *ret = i.record.key;
+    volume_info_release(&i);
+    return epoch;
+}
+
+static void write_volume(struct pool_fixture *f, const char *id, int writes) {
+    struct err e;
+    struct volume_key key;
+    uint64_t epoch = publish(f, id, &key);
+    struct volume *v = open_volume(f, &key, epoch);
+    write_some(f, v, writes);
+    end_volume(f, v, true);
+    ok(catalog_volume_unpublish(&f->catalog, id, "node-a", &e), &e);
+}
+
+static void create(struct pool_fixture *f, const char *name, const char *source, char ret[ID_MAX]) {
+    struct err e;
+    struct volume_info i;
+    struct volume_create req = {.name = name, .size_bytes = SIZE, .source = source};
+    ok(catalog_volume_create(&f->catalog, &req, &i, &e), &e);
+    memcpy(ret, i.id, ID_MAX);
+    volume_info_release(&i);
+}
+
+static void cut(struct pool_fixture *f, const char *name, const char *volume, char ret[ID_MAX]) {
+    struct err e;
+    struct snapshot_info i;
+    ok(catalog_snapshot_create(&f->catalog, name, volume, &i, &e), &e);
+    memcpy(ret, i.id, ID_MAX);
+    snapshot_info_release(&i);
+}
+
+/* A volume with snapshots, a clone, a clone of the clone, a deleted snapshot, a volume that lives
+ * on in a snapshot only, one that is gone. */
+static void tell(struct pool_fixture *f, struct story *s) {
+    struct err e;
+    char snapshot[ID_MAX], other[ID_MAX];
+    struct catalog *c = &f->catalog;
+    struct pool_record pool;
+    struct pool_create options = {.cluster_id = NULL};
+    ok(catalog_pool_create(c, &options, &pool, &e), &e);
+    pool_record_release(&pool);
+    ok(catalog_node_register(c, "node-a", "1", &e), &e);
+    create(f, "v", NULL, s->volume);
+    write_volume(f, s->volume, 120);
+    cut(f, "v@one", s->volume, snapshot);
+    write_volume(f, s->volume, 60);
+    cut(f, "v@two", s->volume, other);
+    create(f, "clone", snapshot, s->clone);
+    ok(catalog_snapshot_delete(c, other, &e), &e);
+    write_volume(f, s->clone, 30);
+    create(f, "chained", s->clone, s->chained);
+    write_volume(f, s->chained, 10);
+    write_volume(f, s->volume, 5);
+    create(f, "shell", NULL, other);
+    write_volume(f, other, 20);
+    cut(f, "shell@last", other, snapshot);
+    ok(catalog_volume_delete(c, other, false, &e), &e);
+    create(f, "gone", NULL, other);
+    write_volume(f, other, 20);
+    ok(catalog_volume_delete(c, other, false, &e), &e);
+}
+
+/* --- findings --- */
+
+struct findings {
+    size_t count;
+    char keys[256][KEY_MAX];
+    char texts[256][128];
+};
+
+static void on_finding(void *arg, const struct fsck_finding *f) {
+    struct findings *l = arg;
+    if (getenv("VERBOSE"))
+        printf("  %s %s: %s\n", f->kind == FSCK_DAMAGE ? "damage" : "leak", f->key, f->text);
+    if (l->count < ARRAY_LEN(l->keys)) {
+        snprintf(l->keys[l->count], KEY_MAX, "%s", f->key);
+        snprintf(l->texts[l->count], sizeof l->texts[0], "%s", f->text);
+    }
+    l->count++;
+}
+
+static struct fsck_result check(struct pool_fixture *f, const char *volume, bool quick,
+                                struct findings *l) {
+    struct err e;
+    *l = (struct findings){0};
+    struct fsck k = {.catalog = &f->catalog, .quick = quick, .on_finding = on_finding, .arg = l};
+    ok(volume ? fsck_volume(&k, volume, &e) : fsck_pool(&k, &e), &e);
+    assert_int_equal(l->count, k.result.damaged + k.result.leaked);
+    assert_int_equal(k.result.unsettled, 0);
+    return k.result;
+}
+
+static void healthy(void *arg) {
+    struct pool_fixture *f = arg;
+    struct story s;
+    static struct findings l;
+    tell(f, &s);
+    size_t objects = memory_store_count(f->memory);
+    struct fsck_result r = check(f, NULL, false, &l);
+    assert_int_equal(r.damaged, 0);
+    assert_int_equal(r.volumes, 5);
+    assert_int_equal(r.snapshots, 2);
+    assert_int_equal(r.unsettled, 0);
+    assert_true(r.objects > 50 && r.frames > 200 && r.entries > 200 && r.runs > 4 && r.roots > 8);
+    const char *each[] = {s.volume, s.clone, s.chained};
+    for (size_t i = 0; i < ARRAY_LEN(each); i++) {
+        r = check(f, each[i], false, &l);
+        assert_int_equal(r.damaged, 0);
+        assert_int_equal(r.volumes, 1);
+        assert_true(r.objects > 10);
+        r = check(f, each[i], true, &l);
+        assert_int_equal(r.damaged, 0);
+        assert_int_equal(r.objects, 0);
+    }
+    assert_int_equal(check(f, NULL, true, &l).damaged, 0);
+    assert_int_equal(memory_store_count(f->memory), objects); /* it changes nothing */
+    struct fsck k = {.catalog = &f->catalog};
+    struct err e;
+    assert_int_equal(fsck_volume(&k, "pv-x", &e), -ERR_NOT_FOUND);
+}
+
+static void test_healthy(void **state) {
+    pool_fixture_run(*state, healthy, *state);
+}
+
+/* --- damage --- */
+
+static uint8_t *copy(struct view body) {
+    uint8_t *bytes = xmalloc(body.len + 1);
+    memcpy(bytes, body.data, body.len);
+    return bytes;
+}
+
+static bool names(const struct findings *l, const char *key) {
+    for (size_t i = 0; i < MIN(l->count, ARRAY_LEN(l->keys)); i++)
+        if (strcmp(l->keys[i], key) == 0)
+            return true;
+    return false;
+}
+
+/* What may go without anybody missing it. Records before the newest are history. */
+static bool may_go(struct pool_fixture *f, const char *key) {
+    char folder[KEY_MAX];
+    uint64_t n, newest = 0;
+    struct err e;
+    if (strncmp(key, "nodes/", 6) == 0)
+        return true;
+    if (strstr(key, ".claim")) { /* of a clone: it may be about to be given up */
+        struct view body;
+        struct pin_claim claim;
+        assert_true(memory_store_find(f->memory, key, &body));
+        ok(pin_claim_decode(&claim, body, &e), &e);
+        return claim.commit.is_clone;
+    }
+    if (strstr(key, "/log/")) {
+        struct view body;
+        return memory_store_find(f->memory, key, &body) && body.len == SEGMENT_FENCE_SIZE;
+    }
+    if (key_parse_numbered(key, &n) < 0)
+        return false;
+    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(key, '/') + 1 - key), key);
+    if (strncmp(key, "volumes/", 8) == 0)
+        return n != 1; /* an older one is as good as a restored backup: records tell below */
+    ok(numbered_newest_number(f->store, folder, &newest, &e), &e);
+    return n != newest || strncmp(key, "snapshots/", 10) == 0 || n > 1;
+}
+
+static void every_object(void *arg) {
+    struct pool_fixture *f = arg;
+    struct story s;
+    static struct findings l;
+    tell(f, &s);
+    static struct findings garbage; /* what nothing needs is not read */
+    size_t leaked = (size_t)check(f, NULL, false, &garbage).leaked;
+    size_t count = memory_store_count(f->memory);
+    assert_true(leaked <= ARRAY_LEN(garbage.keys));
+    for (size_t i = 0; i < count; i++) {
+        const char *at;
+        struct view body;
+        assert_true(memory_store_at(f->memory, i, &at, &body));
+        CLEANUP_FREE char *key = xstrdup(at);
+        CLEANUP_FREE uint8_t *whole = copy(body);
+        size_t len = body.len;
+
+        if (!may_go(f, key)) {
+            assert_true(memory_store_remove(f->memory, key));
+            struct fsck_result r = check(f, NULL, true, &l);
+            if (r.damaged == 0 && r.leaked == leaked)
+                fail_msg("'%s' is lost and nothing is told", key);
+            memory_store_replace(f->memory, key, view_of(whole, len));
+        }
+        for (size_t bit = 0; bit < 3 && !names(&garbage, key);
+             bit++) { /* at the start, the middle, the end */
+            CLEANUP_FREE uint8_t *bad = copy(view_of(whole, len));
+            size_t off = bit == 0 ? len / 50 : bit == 1 ? len / 2 : len - 2;
+            bad[off] ^= 0x10;
+            memory_store_replace(f->memory, key, view_of(bad, len));
+            struct fsck_result r = check(f, NULL, false, &l);
+            if (r.damaged == 0)
+                fail_msg("'%s' is bad at %zu of %zu and nothing is told", key, off, len);
+            if (!names(&l, key))
+                fail_msg("'%s' is bad and '%s' is told (%s)", key, l.keys[0], l.texts[0]);
+        }
+        memory_store_replace(f->memory, key, view_of(whole, len));
+    }
+    assert_int_equal(check(f, NULL, false, &l).damaged, 0);
+}
+
+static void test_every_object(void **state) {
+    pool_fixture_run(*state, every_object, *state);
+}
+
+/* --- beside a writer --- */
+
+enum { ROUNDS = 4 };
+
+struct live {
+    struct pool_fixture f;
+    struct story story;
+    int running;
+    size_t rounds, unsettled;
+};
+
+static void live_set_up(void *arg) {
+    struct live *l = arg;
+    tell(&l->f, &l->story);
+}
+
+static void live_writer(void *arg) {
+    struct live *l = arg;
+    for (int i = 0; i < 2 || (l->rounds < ROUNDS && i < 50); i++)
+        write_volume(&l->f, l->story.volume, 50);
+    l->running--;
+}
+
+static void live_cutter(void *arg) {
+    struct live *l = arg;
+    struct err e;
+    char snapshot[ID_MAX], clone[ID_MAX];
+    for (int i = 0; i < 2 || (l->rounds < ROUNDS && i < 50); i++) {
+        cut(&l->f, "v@live", l->story.volume, snapshot);
+        create(&l->f, "brief", snapshot, clone);
+        ok(catalog_snapshot_delete(&l->f.catalog, snapshot, &e), &e);
+        ok(catalog_volume_delete(&l->f.catalog, clone, false, &e), &e);
+    }
+    l->running--;
+}
+
+static void live_fsck(void *arg) {
+    struct live *l = arg;
+    static struct findings found;
+    while (l->running > 0) {
+        struct err e;
+        found = (struct findings){0};
+        struct fsck k = {.catalog = &l->f.catalog,
+                         .quick = l->rounds % 2 == 1,
+                         .on_finding = on_finding,
+                         .arg = &found};
+        int rc = l->rounds % 3 == 2 ? fsck_volume(&k, l->story.volume, &e) : fsck_pool(&k, &e);
+        ok(rc, &e);
+        if (k.result.damaged > 0)
+            fail_msg("'%s': %s", found.keys[0], found.texts[0]);
+        l->unsettled += k.result.unsettled;
+        l->rounds++;
+    }
+}
+
+static void test_live(void **state) {
+    (void)state;
+    static struct live l;
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        l = (struct live){.running = 2};
+        pool_fixture_init(&l.f, seed);
+        pool_fixture_run(&l.f, live_set_up, &l);
+        pool_fixture_jitter(&l.f);
+        fiber_start(l.f.env, live_writer, &l);
+        fiber_start(l.f.env, live_cutter, &l);
+        fiber_start(l.f.env, live_fsck, &l);
+        virtual_env_run(&l.f.venv);
+        assert_int_equal(l.running, 0);
+        assert_int_equal(l.unsettled, 0);
+        assert_true(l.rounds >= ROUNDS);
+        pool_fixture_release(&l.f);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_healthy, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_every_object, setup, teardown),
+        cmocka_unit_test(test_live),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
