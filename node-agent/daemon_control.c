@@ -73,6 +73,7 @@ int daemon_control_status(const struct daemon_address *to, struct daemon_status 
         snprintf(ret->health, sizeof ret->health, "%s: %s", health,
                  text_of(q.result, "why", "no reason given"));
     snprintf(ret->unsaved, sizeof ret->unsaved, "%s", text_of(q.result, "unsaved", ""));
+    ret->pid = json_integer_value(json_object_get(q.result, "pid")); /* 0: it does not say */
     snprintf(ret->version, sizeof ret->version, "%s", text_of(q.result, "version", ""));
     json_decref(q.result);
     return 0;

@@ -18,6 +18,7 @@ int daemon_control_grow(const struct daemon_address *to, uint64_t size_bytes,
                         uint64_t *ret_size_bytes, struct err *e);
 
 struct daemon_status {
+    int64_t pid;
     bool healthy;
     char health[256];  /* "ok", or what is wrong: never empty */
     char unsaved[256]; /* what is not in the store, in words; "": everything is */

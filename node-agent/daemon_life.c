@@ -45,7 +45,13 @@ int attachment_start_daemon(struct attachment *at, bool upload, struct err *e) {
     at->state.pid_start = at->daemon->pid_start;
     waitq_wake_all(&at->changed);
     struct job j = {0};
-    return job_run(at, &j, job_started, e);
+    rc = job_run(at, &j, job_started, e);
+    if (rc == 0 || !at->state.opened)
+        return rc;
+    /* What fills the run folder may be the journal that this daemon is there to empty. */
+    log_warn("an attach file could not be brought up to date", LOG_STR("volume", at->state.volume),
+             LOG_ERR(&j.e));
+    return 0;
 }
 
 /* What it has reported by now goes into the attach file. */

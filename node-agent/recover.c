@@ -290,10 +290,30 @@ static bool adopt_without_device(struct attachment *at) {
     return false;
 }
 
+/* The daemon that the attach file names; or one that was started in its place and never noted (the
+ * agent died just then, or the run folder was full): it answers at the volume's socket. */
+static bool find_daemon(struct attachment *at) {
+    struct loop *loop = at->agent->config.loop;
+    struct attach_state *s = &at->state;
+    const struct daemon_address to = attachment_address(at, LEARN_US);
+    struct daemon_status status;
+    struct job j = {0};
+    if (daemon_adopt(loop, s->pid, s->pid_start, &at->events, &at->daemon, NULL) == 0)
+        return true;
+    if (s->pid == 0 || daemon_control_status(&to, &status, NULL) < 0 ||
+        daemon_adopt(loop, status.pid, 0, &at->events, &at->daemon, NULL) < 0)
+        return false;
+    s->pid = at->daemon->pid;
+    s->pid_start = at->daemon->pid_start;
+    if (job_run(at, &j, job_save, NULL) < 0)
+        log_warn("an attach file could not be brought up to date", LOG_STR("volume", s->volume),
+                 LOG_ERR(&j.e));
+    return true;
+}
+
 bool attachment_adopt(struct attachment *at) {
     struct agent *a = at->agent;
-    bool alive = daemon_adopt(a->config.loop, at->state.pid, at->state.pid_start, &at->events,
-                              &at->daemon, NULL) == 0;
+    bool alive = find_daemon(at);
     if (!at->device.path[0])
         return adopt_without_device(at);
     if (alive && (at->state.served || at->state.size_bytes)) {

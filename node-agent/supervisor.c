@@ -290,7 +290,7 @@ int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct wait
     struct pollfd ended = {.fd = d->pidfd, .events = POLLIN}; /* a zombie is no daemon */
     if (rc == 0 && poll(&ended, 1, 0) > 0)
         rc = err_set(e, -ERR_NOT_FOUND, "process %lld has ended", (long long)pid);
-    if (rc == 0 && (!read_start_time(pid, &start) || start != pid_start))
+    if (rc == 0 && (!read_start_time(pid, &start) || (pid_start && start != pid_start)))
         rc = err_set(e, -ERR_NOT_FOUND, "process %lld is another one", (long long)pid);
     if (rc < 0) {
         daemon_free(d);

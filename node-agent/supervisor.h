@@ -79,7 +79,8 @@ struct daemon {
  * the program cannot be run. */
 int daemon_spawn(struct loop *loop, const struct daemon_spec *spec, struct waitq *changed,
                  struct daemon **ret, struct err *e);
-/* One that an earlier agent started. -ERR_NOT_FOUND: it has ended. */
+/* One that an earlier agent started. pid_start 0: it has just answered, it is the process that has
+ * this pid. -ERR_NOT_FOUND: it has ended. */
 int daemon_adopt(struct loop *loop, int64_t pid, uint64_t pid_start, struct waitq *changed,
                  struct daemon **ret, struct err *e);
 /* The process, if it lives, goes on. NULL is fine. */

@@ -317,6 +317,32 @@ class AgentLife(unittest.TestCase):
         self.nothing_left()
 
     @needs_resend
+    def test_killed_daemon_and_a_full_run_folder(self):
+        """It may be full of the journal that the next daemon is there to empty."""
+        attachments = os.path.join(self.agent.run_dir, "attachments")
+        self.agent.stop()
+        sh("mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", attachments)
+        try:
+            self.agent.start()
+            device = self.agent.attach(VOLUME)
+            self.assertIn("No space", sh("dd", "if=/dev/zero", f"of={attachments}/.full", "bs=4k", check=False))
+            with self.writer(device):
+                for _ in range(2):
+                    pid = self.pid()
+                    os.kill(pid, signal.SIGKILL)
+                    self.wait_served(pid)
+                pid = self.pid()
+                self.agent.stop(signal.SIGKILL)
+                self.agent.start()  # which finds a daemon that could not be noted
+                self.wait_state("ATTACHED")
+                self.assertEqual(self.pid(), pid)
+            os.unlink(f"{attachments}/.full")
+            self.agent.detach(VOLUME)
+        finally:
+            sh("umount", "-l", attachments)
+        self.nothing_left()
+
+    @needs_resend
     def test_next_daemon_dies_at_its_start(self):
         """Tried again and again, further and further apart, for all to see; then it heals."""
         device = self.agent.attach(VOLUME)

@@ -153,10 +153,10 @@ static int on_control(void *arg, const char *verb, const json_t *args, json_t **
     if (told(f, "deaf"))
         return err_set(e, -ERR_UNSUPPORTED, "not this one");
     if (strcmp(verb, "status") == 0) {
-        *ret_result =
-            json_pack("{s:s, s:s, s:s, s:s}", "health", told(f, "linger") ? "waiting" : "ok", "why",
-                      "the store is away", "version", f->old ? "0.0.1" : PORTALBD_VERSION,
-                      "unsaved", f->ending ? "writes 3 to 5 are not in the store" : "");
+        *ret_result = json_pack("{s:i, s:s, s:s, s:s, s:s}", "pid", getpid(), "health",
+                                told(f, "linger") ? "waiting" : "ok", "why", "the store is away",
+                                "version", f->old ? "0.0.1" : PORTALBD_VERSION, "unsaved",
+                                f->ending ? "writes 3 to 5 are not in the store" : "");
         return 0;
     }
     *ret_result = json_pack("{s:s}", "kind", "fuse");
