@@ -41,6 +41,8 @@ enum {
     MAX_READ = 1024 * 1024,
     REATTACH_WAIT_MS_MAX = 1000,
     REATTACH_POLL_MS = 2,
+    UNMOUNT_WAIT_MS_MAX = 500, /* who closes the loop device last lets go of its file a bit later */
+    UNMOUNT_POLL_MS = 10,
 };
 
 _Static_assert((int)ATTACH_PATH_MAX == (int)LOOP_DEVICE_PATH_MAX, "one kind of path");
@@ -321,6 +323,16 @@ static void fuse_fail(struct attach_backend *b, const char *volume) {
     (void)umount2(path, MNT_FORCE | UMOUNT_NOFOLLOW);
 }
 
+static int unmount_patiently(const char *path, struct err *e) {
+    int rc = unmount(path, false, e);
+    for (int waited = 0; rc == -ERR_BUSY && waited < UNMOUNT_WAIT_MS_MAX;
+         waited += UNMOUNT_POLL_MS) {
+        poll(NULL, 0, UNMOUNT_POLL_MS);
+        rc = unmount(path, false, e);
+    }
+    return rc;
+}
+
 static int fuse_detach(struct attach_backend *b, const char *volume, bool force, struct err *e) {
     CLEANUP_FREE char *path = file_path(fuse_of(b), volume);
     struct attach_device device;
@@ -336,7 +348,7 @@ static int fuse_detach(struct attach_backend *b, const char *volume, bool force,
             return err_wrap(e, "volume '%s'", volume);
     }
     if (mounted) {
-        rc = unmount(path, force, e);
+        rc = force ? unmount(path, true, e) : unmount_patiently(path, e);
         if (rc < 0)
             return err_wrap(e, "volume '%s'", volume);
     }
