@@ -6,6 +6,7 @@
 
 #include "portalbd/objstore/credentials.h"
 #include "portalbd/objstore/file.h"
+#include "portalbd/objstore/hedge.h"
 #include "portalbd/objstore/layer_internal.h"
 #include "portalbd/objstore/limit.h"
 #include "portalbd/objstore/memory.h"
@@ -175,12 +176,14 @@ int objstore_open(struct loop *loop, const struct objstore_config *config, struc
     } else {
         base = objstore_memory_new(env);
     }
+    const struct metrics_label *labels =
+        config->pool ? METRICS_LABELS({"pool", config->pool}) : NULL;
+    if (url.scheme == OBJ_SCHEME_S3) /* a disk is not faster the second time */
+        base = objstore_hedge_new(base, NULL, config->metrics, labels);
     struct limit_options limit = {.requests_max = config->requests_max};
     struct retry_options retry = {.give_up_us = config->give_up_us,
                                   .on_trouble = config->on_trouble,
                                   .arg = config->on_trouble_arg};
-    const struct metrics_label *labels =
-        config->pool ? METRICS_LABELS({"pool", config->pool}) : NULL;
     base = objstore_limit_new(base, &limit);
     base = objstore_stats_new(base, config->metrics, labels);
     *ret = objstore_retry_new(base, &retry);

@@ -1,4 +1,4 @@
-/* Opens a pool's store: from a URL and its settings to retry(stats(limit(the store))).
+/* Opens a pool's store: from a URL and its settings to retry(stats(limit(hedge(the store)))).
  *
  *     s3://bucket/prefix    S3, or whatever speaks it at `endpoint`
  *     file:///path          a folder
