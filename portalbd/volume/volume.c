@@ -287,6 +287,7 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     ret->next_seq = v->manifest.root.next_seq;
     ret->frontier = v->frontier;
     ret->last_write = v->last_write;
+    ret->drain_rate = v->pace.rate;
     ret->durable_write = v->durable_write;
     if (v->journal) {
         ret->journal_outlives = journal_outlives(v->journal);

@@ -14,6 +14,7 @@
 #include "portalbd/volume/journal.h"
 #include "portalbd/volume/manifest_store.h"
 #include "portalbd/volume/memtable.h"
+#include "portalbd/volume/pace.h"
 #include "portalbd/volume/run_reader.h"
 #include "portalbd/volume/segment_build.h"
 #include "portalbd/volume/takeover.h"
@@ -130,6 +131,8 @@ struct volume {
     bool cut_posted;
     struct env_timer cut_timer;
     struct env_timer coalesce_timer;
+    struct pace pace;
+    struct env_timer pace_timer;    /* the first waiting write may come */
     struct env_timer starved_timer; /* the journal gets no memory: try again */
     struct waitq frontier_moved;    /* fibers */
 

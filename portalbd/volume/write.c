@@ -106,8 +106,10 @@ static void pass_frontier(struct volume *v, struct segment *s) {
     struct memtable *generation = v->frozen && s->seq <= v->frozen_last_seq ? v->frozen : v->active;
     memtable_set_stored(generation, s->build.from, s->build.to, s->seq, &s->build.table, lens);
     lens_block_unref(lens);
+    uint64_t before = journal_tail(v->journal);
     journal_free_to(v->journal, s->build.to);
     v->frontier = s->seq;
+    pace_freed(&v->pace, env_now_us(v->env), s->build.to - before, s->seq + 1 == v->next_seq);
     v->durable_write = s->build.meta.last_write;
     *slot(v, s->seq) = NULL;
     free_segment(s);
@@ -227,6 +229,7 @@ static void cut(struct volume *v) {
     s->job = (struct env_job){.run = build_run, .done = build_done};
     v->builds++;
     v->pending++;
+    pace_start(&v->pace, s->cut_us);
     env_job_submit(v->env, &s->job);
     checkpoint_maybe_start(v);
 }
@@ -264,6 +267,10 @@ static void on_cut_timer(struct env_timer *timer) {
     maybe_cut(v);
 }
 
+static void on_pace_timer(struct env_timer *timer) {
+    write_resume(container_of(timer, struct volume, pace_timer));
+}
+
 static void on_starved_timer(struct env_timer *timer) {
     write_resume(container_of(timer, struct volume, starved_timer));
 }
@@ -276,6 +283,7 @@ void write_init(struct volume *v) {
     v->cut_timer.fn = on_cut_timer;
     v->coalesce_timer.fn = on_coalesced;
     v->starved_timer.fn = on_starved_timer;
+    v->pace_timer.fn = on_pace_timer;
 }
 
 void write_rotate(struct volume *v) {
@@ -344,6 +352,17 @@ static bool append(struct volume *v, uint8_t kind, uint64_t sector, uint64_t cou
     return true;
 }
 
+/* May a record of len bytes come now? Else the timer asks again. */
+static bool admit(struct volume *v, uint64_t len) {
+    uint64_t used = journal_head(v->journal) - journal_tail(v->journal);
+    uint64_t us = pace_admit(&v->pace, env_now_us(v->env), used, journal_size(v->journal), len);
+    if (us == 0)
+        return true;
+    v->stats.write_waits_paced++;
+    env_timer_start(v->env, &v->pace_timer, us);
+    return false;
+}
+
 /* Appends what is left of a request (dev_state[0]: bytes done). True when all of it is in. */
 static bool append_request(struct volume *v, struct bd_request *req) {
     while (req->dev_state[0] < req->len) {
@@ -352,8 +371,8 @@ static bool append_request(struct volume *v, struct bd_request *req) {
         bool ok;
         if (req->op == BD_WRITE) {
             len = MIN(len, (uint64_t)JOURNAL_DATA_MAX);
-            ok = append(v, EXTENT_DATA, off / SECTOR_SIZE, len / SECTOR_SIZE,
-                        req->write_data + req->dev_state[0]);
+            ok = admit(v, len) && append(v, EXTENT_DATA, off / SECTOR_SIZE, len / SECTOR_SIZE,
+                                         req->write_data + req->dev_state[0]);
         } else {
             bool hole = req->op == BD_TRIM || !(req->flags & BD_NO_HOLE);
             ok = append(v, hole ? EXTENT_HOLE : EXTENT_ZERO, off / SECTOR_SIZE, len / SECTOR_SIZE,
@@ -372,6 +391,9 @@ static bool append_request(struct volume *v, struct bd_request *req) {
 /* Lets the journal drain for those who wait for room. Room that only the system can give is asked
  * for again. */
 static void drain(struct volume *v) {
+    if (env_timer_running(&v->pace_timer))
+        return; /* there is room, only not yet */
+    v->stats.write_waits_full++;
     if (v->open.records > 0)
         v->open.expired = true;
     maybe_cut(v);
@@ -393,6 +415,7 @@ bool write_submit(struct volume *v, struct bd_request *req) {
 }
 
 void write_resume(struct volume *v) {
+    env_timer_stop(v->env, &v->pace_timer);
     while (!list_empty(&v->write_queue)) {
         struct bd_request *req = list_entry(v->write_queue.next, struct bd_request, node);
         if (!append_request(v, req)) {
@@ -415,6 +438,7 @@ void write_fail_all(struct volume *v, int rc) {
     env_timer_stop(v->env, &v->cut_timer);
     env_timer_stop(v->env, &v->coalesce_timer);
     env_timer_stop(v->env, &v->starved_timer);
+    env_timer_stop(v->env, &v->pace_timer);
     fail_list(&v->write_queue, rc);
     fail_list(&v->flush_queue, rc);
     waitq_wake_all(&v->frontier_moved);
