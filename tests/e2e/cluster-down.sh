@@ -26,7 +26,7 @@ flock -w 120 8 || die "something of the node is left; see $LOGS/node.log"
 exec 8>&-
 left=$(cat "$CLUSTER/left" 2>/dev/null || true)
 rm -f "$CLUSTER/node.pid"
-for group in /sys/fs/cgroup/kubepods /sys/fs/cgroup/*/kubepods /sys/fs/cgroup/k8s.io /sys/fs/cgroup/*/k8s.io; do
+for group in /sys/fs/cgroup/{,*/}{kubepods,k8s.io,portalbd}; do
     [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
 done
 [ ! -d "$CLUSTER" ] || find "$CLUSTER" -mindepth 1 -maxdepth 1 ${keep_logs:+-not -name log} -exec rm -rf {} +

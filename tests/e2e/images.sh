@@ -110,6 +110,12 @@ suite() {
     cp "$(readlink -f "$LINKS/agnhost")" "$scratch/agnhost/agnhost"
     give "$scratch/agnhost" "$REGISTRY/agnhost:$AGNHOST" \
         '{"Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"], "Entrypoint": ["/agnhost"], "Cmd": ["pause"]}'
+    # A Debian, to the suite: its dd knows more flags than busybox's, and its shell does not prefer that one.
+    make_root "$scratch/debian"
+    add_program "$scratch/debian" dd
+    add_program "$scratch/debian" dash
+    ln -sf ../usr/bin/dash "$scratch/debian/bin/sh"
+    give "$scratch/debian" "$REGISTRY/jessie-dnsutils:$DNSUTILS" "$with_path"
 }
 
 case ${1-} in

@@ -169,6 +169,27 @@ def pods_of(component):
             p["metadata"]["labels"].get("app.kubernetes.io/component") == component]
 
 
+def in_agent(*args, **kw):
+    """Runs a program in the node agent's container."""
+    name = pods_of("node-agent")[0]["metadata"]["name"]
+    return kubectl("exec", "-n", NAMESPACE, name, "-c", "node-agent", "--", *args, **kw)
+
+
+def metrics(port=9810):
+    """The node agent's (or another's of the node's network): name with labels -> number."""
+    lines = in_node("curl", "-sf", f"http://{ENV['NODE_IP']}:{port}/metrics").splitlines()
+    return {name: float(number) for name, _, number in
+            (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def memory_of(group):
+    """Limit and highest use, in bytes, of a cgroup of the node, by its path; whatever the version of cgroups."""
+    text = in_node("sh", "-c", """
+        cd "/sys/fs/cgroup/memory/$1" 2>/dev/null && cat memory.limit_in_bytes memory.max_usage_in_bytes && exit
+        cd "/sys/fs/cgroup/$1" && cat memory.max memory.peak""", "sh", group)
+    return [int(word) for word in text.replace("max", str(1 << 63)).split()]
+
+
 # --- steps ------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """The life of volumes on Kubernetes, as users live it: a line for each step. Wants the cluster of cluster-up.sh."""
-import re
 import time
 
-from kube import (DRIVER, ENV, NAMESPACE, Failure, Steps, apply, bound_volume, claim, delete, get, helm, in_node,
-                  install, kubectl, phase, pod, pods_of, sh, snapshot, start, values, wait_for)
+from kube import (DRIVER, NAMESPACE, Failure, Steps, apply, bound_volume, claim, delete, get, helm, in_agent, in_node,
+                  install, kubectl, memory_of, metrics, phase, pod, pods_of, sh, snapshot, start, values, wait_for)
 
 # Rounds of random writes, each verified; fio ends with an error at the first wrong or failed request. If nobody says
 # stop, it stops all the same, before the store fills the disk.
@@ -40,12 +39,23 @@ class Smoke:
     def helm_install(self):
         install()
 
+    def helm_test(self):
+        text = helm("test", "portalbd", "--namespace", NAMESPACE, "--logs", "--timeout", "120s", limit=140)
+        if "portalbd works" not in text:
+            raise Failure(f"helm test says: {text}")
+
     def backend(self):
-        text = in_node("curl", "-sf", f"http://{ENV['NODE_IP']}:9810/metrics")
-        found = re.findall(r'^portalbd_agent_backend\{backend="(\w+)",usable="yes"\} 1', text, re.M)
-        if not found:
-            raise Failure("the agent's metrics name no backend that is used")
-        return ", ".join(found)
+        """Where there is no module nbd, fuse without being asked; metrics and log say so."""
+        has_nbd = in_node("sh", "-c", "test -d /sys/module/nbd && echo yes || echo no").strip()
+        wanted = "nbd" if has_nbd == "yes" else "fuse"
+        found = {name: number for name, number in metrics().items() if name.startswith("portalbd_agent_backend{")}
+        expect(found.get(f'portalbd_agent_backend{{backend="nbd",usable="{has_nbd}"}}'), float(has_nbd == "yes"),
+               f"nbd in {found}")
+        expect(found.get('portalbd_agent_backend{backend="fuse",usable="yes"}'), 1.0, f"fuse in {found}")
+        if wanted == "fuse" and "backend=nbd" not in kubectl("logs", "-n", NAMESPACE, "-l",
+                                                             "app.kubernetes.io/component=node-agent", "--tail=-1"):
+            raise Failure("the agent's log does not say why nbd was left out")
+        return wanted
 
     def write(self):
         start(claim("data"), pod("writer", ["data"]))
@@ -134,15 +144,57 @@ class Smoke:
                 "-l", "app.kubernetes.io/component=csi-node")
         self.fio_goes_on()
 
+    @staticmethod
+    def daemons(claim_name):
+        """Process ids of the daemons of a claim's volume: one, but for moments."""
+        volume = bound_volume(claim_name)["spec"]["csi"]["volumeHandle"]
+        return in_node("pgrep", "-f", f"portalbd attach .*{volume}", check=False).split()
+
     def portalbd_killed(self):
-        volume = bound_volume("busy")["spec"]["csi"]["volumeHandle"]
-        pattern = f"portalbd attach .*{volume}"
-        before = in_node("pgrep", "-f", pattern).split()
+        before = self.daemons("busy")
         began = time.monotonic()
         in_node("kill", "-KILL", *before)
-        wait_for("another daemon", lambda: set(in_node("pgrep", "-f", pattern, check=False).split()) - set(before), 60)
+        wait_for("another daemon", lambda: set(self.daemons("busy")) - set(before), 60)
         self.fio_goes_on()
         return f"two rounds later after {time.monotonic() - began:.1f} s"
+
+    def agent_deleted(self):
+        """What brings a new version to a node (OnDelete). Daemons go on, and hand over when they are told to."""
+        before = self.daemons("busy")
+        for found in pods_of("node-agent"):
+            delete("pod", found["metadata"]["name"], NAMESPACE)
+        wait_for("the next agent is ready", lambda: [p for p in pods_of("node-agent") if any(
+            c["type"] == "Ready" and c["status"] == "True" for c in p["status"].get("conditions", []))], 90)
+        self.fio_goes_on()
+        expect(self.daemons("busy"), before, "the daemon under the next agent")
+        in_agent("portalctl", "upgrade", "--all")
+        after = self.daemons("busy")
+        if len(after) != 1 or after == before:
+            raise Failure(f"the daemon after its upgrade: {after}, before: {before}")
+        self.fio_goes_on()
+
+    def memory(self):
+        """Inside what values.yaml promises, for the volumes of this node and for the busiest of them."""
+        volumes_max, mib = values()["csiNode"]["volumesMax"], 1 << 20
+        each = (64 + 2 * 64 + 64) * mib
+        limit, used = memory_of("portalbd")
+        expect(limit, volumes_max * each, "the limit of all daemons")
+        most = 0
+        for volume in (bound_volume(name)["spec"]["csi"]["volumeHandle"] for name in ("data", "xfs", "raw", "busy")):
+            most = max(most, memory_of(f"portalbd/{volume}")[1])
+        if most > each:
+            raise Failure(f"a volume took {most >> 20} MiB, not at most {each >> 20} MiB")
+        size = in_node("findmnt", "-bno", "SIZE", "/run/portalbd/journals").strip()
+        expect(int(size), volumes_max * 65 * mib, "the size of the journals' tmpfs")
+        agent = pods_of("node-agent")[0]
+        expect(agent["spec"]["containers"][0]["resources"]["limits"]["memory"],
+               f"{volumes_max * each // mib + 256}Mi", "the limit of the agent's pod")
+        group = in_node("sh", "-c", "grep -E '^[0-9]+:(memory)?:' /proc/$(pgrep -of '^node-agent')/cgroup | sort -r | head -n 1")
+        agent_used = memory_of(group.strip().split(":")[2].lstrip("/"))[1]
+        if agent_used > 256 * mib:
+            raise Failure(f"the agent took {agent_used >> 20} MiB, not at most 256 MiB")
+        return (f"all daemons {used >> 20} of {limit >> 20} MiB, the largest {most >> 20} of {each >> 20}, "
+                f"the agent {agent_used >> 20} of 256")
 
     def fio_ends(self):
         sh("fio", "touch /stop")
@@ -177,6 +229,7 @@ def main():
     smoke, steps = Smoke(), Steps("smoke")
     steps.run("helm install", smoke.helm_install)
     steps.run("the node agent's metrics say how devices are made", smoke.backend)
+    steps.run("helm test", smoke.helm_test)
     steps.run("a claim, and a pod that writes to it", smoke.write)
     steps.run("pod deleted and started again: the data is there", smoke.again)
     steps.run("a VolumeSnapshot becomes ready", smoke.take_snapshot)
@@ -190,6 +243,8 @@ def main():
     steps.run("helm upgrade under fio: no I/O error", smoke.helm_upgrade)
     steps.run("csi node pod deleted under fio: nothing is noticed", smoke.csi_node_deleted)
     steps.run("portalbd killed under fio: a pause", smoke.portalbd_killed)
+    steps.run("node agent pod deleted under fio, daemons upgraded: no I/O error", smoke.agent_deleted)
+    steps.run("memory is inside the stated limits", smoke.memory)
     steps.run("fio ends, everything verified", smoke.fio_ends)
     steps.run("helm uninstall with claims still there", smoke.uninstall)
     steps.run("helm install again finds them", smoke.install_again)
