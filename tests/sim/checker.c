@@ -167,6 +167,10 @@ struct reign *model_open(struct model_volume *v, const char *name, uint64_t epoc
             what, size_bytes, size_min, v->size_wanted);
     struct reign *parent = reign_below(v, epoch);
     struct cut_search s = {0};
+    if (parent && parent->restored && !parent->base) {
+        model_image_check(parent->restored, found, 0);
+        parent->base = checker_copy_places(c, found);
+    }
     if (whole && whole != parent)
         checker_fail(c, "%s has the journal of %s, but %s came after it", what, whole->name,
                      parent ? parent->name : "nobody");
@@ -217,7 +221,10 @@ static void check_flush(struct reign *r, size_t flushed) {
     struct reign *next = reign_above(r->volume, r->epoch);
     list_for_each (&r->volume->reigns, node) {
         struct reign *o = list_entry(node, struct reign, node);
-        if (o->parent != r && o != next)
+        if (o->restored && o->epoch > r->epoch && r->replaced && flushed > r->replaced_at)
+            checker_fail(c, "P4: %s/%s acknowledged a flush of what came after a restore",
+                         r->volume->name, r->name);
+        if (r->replaced || (o->parent != r && o != next))
             continue;
         size_t has = o->parent == r ? o->cut : 0;
         if (has < flushed)
@@ -263,6 +270,23 @@ void model_flush_acked(struct reign *r, size_t token) {
     check_flush(r, token);
     r->settled_base = true;
     r->flushed = MAX(r->flushed, token);
+}
+
+void model_restored(struct model_volume *v, const char *name, uint64_t epoch, struct image *to) {
+    struct reign *newest = model_newest_reign(v);
+    if (newest && newest->epoch >= epoch)
+        return; /* two put the same */
+    list_for_each (&v->reigns, node) {
+        struct reign *r = list_entry(node, struct reign, node);
+        r->replaced_at = r->replaced ? r->replaced_at : r->count;
+        r->replaced = true;
+    }
+    struct reign *r = NEW(struct reign);
+    *r = (struct reign){.volume = v, .epoch = epoch, .restored = to};
+    snprintf(r->name, sizeof r->name, "%s", name);
+    if (to->content)
+        r->base = checker_copy_places(v->checker, to->content);
+    reign_insert(v, r);
 }
 
 void model_deleted(struct model_volume *v) {

@@ -84,17 +84,20 @@ struct reign {
     uint32_t *base; /* owned; content at its open */
     struct record *records;
     size_t count;
-    size_t flushed;       /* the first so many are acknowledged as flushed */
-    size_t settled;       /* the first so many are acked or failed */
-    size_t acked_end;     /* behind the last acked one */
-    size_t deleted_at;    /* records when the volume was deleted */
-    uint32_t *state;      /* owned; content by the acked records ... */
-    uint32_t *position;   /* ... and the position + 1 of the record that wrote it; 0: base */
-    struct reign *parent; /* NULL: the volume's origin */
-    size_t cut;           /* of the parent: the largest k that explains base */
-    bool replayed;        /* base has what was only in a journal */
-    bool settled_base;    /* ... and a flush was acknowledged since */
-    bool base_lost;       /* ... and a successor did not find it */
+    size_t flushed;         /* the first so many are acknowledged as flushed */
+    size_t settled;         /* the first so many are acked or failed */
+    size_t acked_end;       /* behind the last acked one */
+    size_t deleted_at;      /* records when the volume was deleted */
+    uint32_t *state;        /* owned; content by the acked records ... */
+    uint32_t *position;     /* ... and the position + 1 of the record that wrote it; 0: base */
+    struct reign *parent;   /* NULL: the volume's origin */
+    size_t cut;             /* of the parent: the largest k that explains base */
+    bool replayed;          /* base has what was only in a journal */
+    bool settled_base;      /* ... and a flush was acknowledged since */
+    bool base_lost;         /* ... and a successor did not find it */
+    struct image *restored; /* no writer, but a restore to this; base is NULL until it is read */
+    bool replaced;          /* by a restore ... */
+    size_t replaced_at;     /* ... when it had so many records */
 };
 
 struct model_volume {
@@ -130,6 +133,10 @@ void model_answer(struct reign *r, size_t position, size_t count, int rc, bool f
 /* Right before a flush is submitted: what its acknowledgement will promise. */
 size_t model_flush_begin(const struct reign *r);
 void model_flush_acked(struct reign *r, size_t token);
+
+/* The volume's content is this image's from now on. Flushes that earlier reigns acknowledge late
+ * are of what was there before. */
+void model_restored(struct model_volume *v, const char *name, uint64_t epoch, struct image *to);
 
 /* Its deletion has returned: no flush of anything that comes later may be acknowledged. */
 void model_deleted(struct model_volume *v);

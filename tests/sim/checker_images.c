@@ -29,32 +29,59 @@ void model_image_end(struct image *i) {
     }
 }
 
+/* What comes nearest to an image that nothing explains. */
+struct nearest {
+    const struct image_limit *limit;
+    struct cut_search search;
+    size_t low;
+};
+
+static bool matches(struct image *i, const uint32_t *found, struct nearest *nearest);
+
+/* What the volume was made of. */
+static bool matches_origin(const struct model_volume *v, const uint32_t *found) {
+    if (v->origin)
+        return matches(v->origin, found, NULL);
+    CLEANUP_FREE uint32_t *zeroes = checker_copy_places(v->checker, NULL);
+    return checker_differences(v->checker, zeroes, found) == 0;
+}
+
+static bool matches_reign(const struct image *i, const struct image_limit *l, const uint32_t *found,
+                          struct nearest *nearest) {
+    if (l->reign->restored && !l->reign->base) /* nobody has read it since */
+        return matches(l->reign->restored, found, NULL);
+    size_t low = l->reign == i->from ? i->flushed : 0;
+    struct cut_search s = checker_find_cut(l->reign, found, low, l->count);
+    if (!s.found && nearest && s.best_count < nearest->search.best_count)
+        *nearest = (struct nearest){.limit = l, .search = s, .low = low};
+    return s.found;
+}
+
 /* Is it explained by the model? Tries the reign of the start, then its successors. */
-static bool explain(struct image *i, const uint32_t *found) {
-    struct checker *c = i->volume->checker;
-    struct cut_search worst = {.best_count = SIZE_MAX};
-    const struct image_limit *nearest = NULL;
-    size_t nearest_low = 0;
+static bool matches(struct image *i, const uint32_t *found, struct nearest *nearest) {
+    if (i->content)
+        return checker_differences(i->volume->checker, i->content, found) == 0;
     for (size_t k = 0; k < i->limit_count; k++) {
         const struct image_limit *l = &i->limits[k];
-        if (i->from && l->reign->epoch < i->from->epoch)
-            continue;
-        size_t low = l->reign == i->from ? i->flushed : 0;
-        struct cut_search s = checker_find_cut(l->reign, found, low, l->count);
-        if (s.found)
+        if ((!i->from || l->reign->epoch >= i->from->epoch) && matches_reign(i, l, found, nearest))
             return true;
-        if (s.best_count < worst.best_count) {
-            worst = s;
-            nearest = l;
-            nearest_low = low;
-        }
     }
+    return !i->from && matches_origin(i->volume, found);
+}
+
+static bool explain(struct image *i, const uint32_t *found) {
+    struct checker *c = i->volume->checker;
+    struct nearest n = {.search.best_count = SIZE_MAX};
+    if (matches(i, found, &n))
+        return true;
     char what[64];
     snprintf(what, sizeof what, "image %s of %s", i->name, i->volume->name);
     if (!i->from)
         return model_check_origin(i->volume, found, what);
-    CHECK(nearest);
-    checker_fail_cut(c, nearest->reign, found, &worst, nearest_low, nearest->count, what, false);
+    if (n.limit)
+        checker_fail_cut(c, n.limit->reign, found, &n.search, n.low, n.limit->count, what, false);
+    else
+        checker_fail(c, "%s is not what the volume was restored to", what);
     return false;
 }
 

@@ -13,8 +13,8 @@
 #include "tests/sim/sim.h"
 
 static const char *const task_names[TASK_KINDS] = {
-    "prepare",  "create",        "publish",         "unpublish", "expand",     "delete",
-    "snapshot", "find snapshot", "delete snapshot", "list",      "background",
+    "prepare",  "create",        "publish",         "unpublish", "expand", "delete",
+    "snapshot", "find snapshot", "delete snapshot", "restore",   "list",   "background",
 };
 
 static void node_name(char *to, size_t size, unsigned node) {
@@ -26,13 +26,14 @@ static bool is_expected(const struct task *t, int rc) {
     bool source_gone = t->vol && (t->vol->state != LIVE ||
                                   (t->vol->from_snap && t->vol->from_snap->state != LIVE) ||
                                   (t->vol->from_volume && t->vol->from_volume->state != LIVE));
-    bool snap_source_gone = t->snap && t->snap->source->state != LIVE;
+    bool snap_source_gone = t->snap && (t->snap->source->state != LIVE ||
+                                        (t->kind == TASK_RESTORE && t->snap->state != LIVE));
     if (t->controller->dead || rc == -ERR_BUSY || rc == -ERR_STALE)
         return true;
     if (rc == -ERR_NOT_FOUND)
         return source_gone || snap_source_gone;
     if (rc == -ERR_IN_USE)
-        return t->kind == TASK_PUBLISH || t->kind == TASK_DELETE;
+        return t->kind == TASK_PUBLISH || t->kind == TASK_DELETE || t->kind == TASK_RESTORE;
     return false;
 }
 
@@ -245,6 +246,8 @@ static int run_snapshot(struct task *t, struct err *e) {
         note_beside(c->sim, snap->source);
     if (snap->state == UNBORN)
         model_image_end(snap->image);
+    if (snap->source->restoring > 0)
+        scenarios_note(c->sim, S9_SNAPSHOT_DURING_RESTORE);
     if (rc == 0 && !c->dead)
         snapshot_is_there(c->sim, snap, &info);
     if (rc == 0)
@@ -276,6 +279,27 @@ static int run_delete_snapshot(struct task *t, struct err *e) {
         t->snap->source->snaps--;
     }
     return rc;
+}
+
+/* Takes the volume from its node first, when it is told to. */
+static int run_restore(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct sim *s = c->sim;
+    struct sim_volume *vol = t->vol;
+    struct volume_info info;
+    if (t->steal) {
+        int rc = catalog_volume_unpublish(&c->catalog, vol->id, NULL, e);
+        if (rc < 0 || c->dead)
+            return rc;
+    }
+    restores_begin(s, vol, t->snap);
+    int rc = catalog_snapshot_restore(&c->catalog, t->snap->id, vol->id, &info, e);
+    if (rc < 0)
+        return rc;
+    volume_info_release(&info);
+    if (!c->dead)
+        vol->published = false;
+    return 0;
 }
 
 /* --- lists --- */
@@ -437,6 +461,8 @@ static int run(struct task *t, struct err *e) {
         return run_find_snapshot(t, e);
     case TASK_DELETE_SNAPSHOT:
         return run_delete_snapshot(t, e);
+    case TASK_RESTORE:
+        return run_restore(t, e);
     case TASK_LIST:
         return run_list(t, e);
     case TASK_BACKGROUND:
@@ -457,6 +483,8 @@ static void task_main(void *arg) {
     c->sim->totals.tasks_killed += c->dead;
     if (t->vol)
         t->vol->busy--;
+    if (t->kind == TASK_RESTORE)
+        t->vol->restoring--;
     if (t->kind == TASK_SNAPSHOT)
         t->snap->makers--;
     c->tasks--;
@@ -474,6 +502,8 @@ void controller_submit(struct controller *c, const struct task *t) {
     }
     if (t->kind == TASK_SNAPSHOT && ++t->snap->makers > 1)
         scenarios_note(c->sim, S7_TWO_MAKERS);
+    if (t->kind == TASK_RESTORE)
+        t->vol->restoring++;
     c->tasks++;
     c->tasks_of[t->kind]++;
     sim_trace(&c->sim->world, c->proc.name, "%s %s ...", task_names[t->kind],

@@ -134,6 +134,17 @@ static void serve(struct daemon *d) {
     d->stop = true;
 }
 
+/* All debts are paid; nothing else is going on. */
+static void collect(struct daemon *d) {
+    struct err e = {0};
+    d->calls++;
+    int rc = volume_collect(d->volume, &e);
+    d->calls--;
+    if (rc < 0 && !d->dead && rc != -ERR_FENCED && !may_not_exist(d))
+        sim_fail(d->sim, "collecting by %s ended with %s: %s", d->proc.name, err_code_name(rc),
+                 e.text);
+}
+
 static void close_volume(struct daemon *d) {
     struct sim *s = d->sim;
     d->state = DAEMON_CLOSING;
@@ -160,6 +171,8 @@ static void daemon_main(void *arg) {
         d->state = DAEMON_READING;
         if (read_volume(d))
             serve(d);
+        if (d->collect && !d->dead)
+            collect(d);
         if (d->close && !d->dead)
             close_volume(d);
         drop_volume(d);

@@ -116,6 +116,16 @@ static void act_delete_snapshot(struct sim *s) {
         submit(s, (struct task){.kind = TASK_DELETE_SNAPSHOT, .snap = snap});
 }
 
+static void act_restore(struct sim *s) {
+    struct snap *snap = pick_snap(s, false);
+    if (!snap || snap->source->state != LIVE || snap->makers > 0 || stays_home(s))
+        return;
+    submit(s, (struct task){.kind = TASK_RESTORE,
+                            .vol = snap->source,
+                            .snap = snap,
+                            .steal = sim_chance(&s->world, 700)});
+}
+
 static void act_read_snapshot(struct sim *s) {
     struct snap *snap = pick_snap(s, false);
     if (snap && count_daemons(s, snap->source, false) < READERS_MAX)
@@ -207,6 +217,7 @@ static void act(struct sim *s) {
         {90, act_snapshot},
         {40, act_delete_snapshot},
         {60, act_read_snapshot},
+        {40, act_restore},
         {40, act_create},
         {30, act_delete},
         {40, act_background},

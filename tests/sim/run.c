@@ -134,7 +134,7 @@ static void sim_release(struct sim *s) {
     }
     free(s->journal_of);
     while ((node = list_pop_front(&s->snaps)) != NULL)
-        free(list_entry(node, struct snap, node));
+        snap_release(list_entry(node, struct snap, node));
     guard_free(s->guard);
     sim_bucket_free(s->bucket);
     sim_world_release(&s->world);

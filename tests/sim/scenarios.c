@@ -21,6 +21,12 @@ const char *const scenario_names[SCENARIO_COUNT] = {
     [S5_KILL_IN_REPLAY] = "S5 killed between the fence and the end of replay",
     [S5_OTHER_NODE_BETWEEN] = "S5 journal set aside, another came",
     [S6_PAUSE_IN_DELETE] = "S6 asleep within a deletion's rounds",
+    [S6_PAUSE_IN_ROUND] = "S6 writer asleep within a GC round",
+    [S6_KILL_IN_ROUND] = "S6 writer killed within a GC round",
+    [S6_RESTORE_BESIDE_WRITER] = "S6 restore while the old writer serves",
+    [S6_RESTORE_OF_DELETED] = "S6 snapshot deleted within its restore",
+    [S6_PAUSE_IN_RESTORE] = "S6 restorer asleep",
+    [S6_KILL_IN_RESTORE] = "S6 restorer killed",
     [S7_KILL_IN_SNAPSHOT] = "S7 maker killed",
     [S7_PAUSE_IN_SNAPSHOT] = "S7 maker asleep",
     [S7_TWO_MAKERS] = "S7 two makers of one snapshot",
@@ -28,6 +34,7 @@ const char *const scenario_names[SCENARIO_COUNT] = {
     [S8_PINS_CHANGE_IN_LIST] = "S8 pins change within a LIST",
     [S9_SNAPSHOT_DURING_OPEN] = "S9 snapshot beside an open",
     [S9_SNAPSHOT_DURING_CHECKPOINT] = "S9 snapshot beside a checkpoint",
+    [S9_SNAPSHOT_DURING_RESTORE] = "S9 snapshot beside a restore",
     [S10_KILL_IN_CHECKPOINT] = "S10 killed between run and manifest",
     [S11_DELETE_WITH_SNAPSHOTS] = "S11 volume deleted under snapshots",
     [S11_DELETE_WITH_CLONES] = "S11 volume deleted under clones",
@@ -100,12 +107,33 @@ static void note_newest(struct sim *s, const struct sim_effect *x) {
             continue;
         v->manifest_newest = number;
         journals_manifest_stored(s, v, x->client);
+        restores_manifest_stored(s, v, x);
+    }
+}
+
+static struct daemon *daemon_of(struct sim *s, const struct sim_proc *p) {
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (&d->proc == p)
+            return d;
+    }
+    return NULL;
+}
+
+/* The round's last step. */
+static void at_delete(struct sim *s, const struct sim_effect *x) {
+    list_for_each (&s->daemons, node) {
+        struct daemon *d = list_entry(node, struct daemon, node);
+        if (d->collecting && strcmp(d->proc.name, x->client) == 0)
+            d->collecting = false;
     }
 }
 
 static void on_effect(void *arg, const struct sim_effect *x) {
     struct sim *s = arg;
     guard_on_effect(s, x);
+    if (x->verb == OBJ_DELETE)
+        at_delete(s, x);
     if (x->verb != OBJ_PUT)
         return;
     if (strstr(x->key, "/log/")) {
@@ -132,15 +160,6 @@ void scenarios_watch_store(struct sim *s) {
     sim_bucket_set_observer(s->bucket, on_effect, s);
 }
 
-static struct daemon *daemon_of(struct sim *s, const struct sim_proc *p) {
-    list_for_each (&s->daemons, node) {
-        struct daemon *d = list_entry(node, struct daemon, node);
-        if (&d->proc == p)
-            return d;
-    }
-    return NULL;
-}
-
 static struct controller *controller_of(struct sim *s, const struct sim_proc *p) {
     list_for_each (&s->controllers, node) {
         struct controller *c = list_entry(node, struct controller, node);
@@ -150,10 +169,21 @@ static struct controller *controller_of(struct sim *s, const struct sim_proc *p)
     return NULL;
 }
 
+/* A GC round from its look at the pins on. */
+void scenarios_at_submit(struct sim *s, struct sim_proc *p, enum obj_verb verb, const char *key) {
+    bool looks = verb == OBJ_LIST && strstr(key, "/pins/");
+    bool ends = verb == OBJ_PUT && strstr(key, "/manifest/");
+    struct daemon *d = looks || ends ? daemon_of(s, p) : NULL;
+    if (d)
+        d->collecting = looks;
+}
+
 void scenarios_at_sleep(struct sim *s, struct sim_proc *p) {
     struct daemon *d = daemon_of(s, p);
     if (d && d->state == DAEMON_OPENING && daemon_is_writer(d))
         d->slept_in_open = true;
+    if (d && d->collecting)
+        scenarios_note(s, S6_PAUSE_IN_ROUND);
     struct controller *c = controller_of(s, p);
     if (!c)
         return;
@@ -161,6 +191,8 @@ void scenarios_at_sleep(struct sim *s, struct sim_proc *p) {
         scenarios_note(s, S6_PAUSE_IN_DELETE);
     if (c->tasks_of[TASK_SNAPSHOT] > 0)
         scenarios_note(s, S7_PAUSE_IN_SNAPSHOT);
+    if (c->tasks_of[TASK_RESTORE] > 0)
+        scenarios_note(s, S6_PAUSE_IN_RESTORE);
 }
 
 void scenarios_at_kill(struct sim *s, struct sim_proc *p) {
@@ -174,6 +206,10 @@ void scenarios_at_kill(struct sim *s, struct sim_proc *p) {
     struct controller *c = controller_of(s, p);
     if (c && c->tasks_of[TASK_SNAPSHOT] > 0)
         scenarios_note(s, S7_KILL_IN_SNAPSHOT);
+    if (c && c->tasks_of[TASK_RESTORE] > 0)
+        scenarios_note(s, S6_KILL_IN_RESTORE);
+    if (d && d->collecting)
+        scenarios_note(s, S6_KILL_IN_ROUND);
 }
 
 void scenarios_opened(struct sim *s, struct daemon *opened) {

@@ -231,6 +231,7 @@ static void show_totals(const struct sim_totals *t, uint64_t runs) {
     SHOW(reserves_refused);
     SHOW(snapshots);
     SHOW(clones);
+    SHOW(restores);
     SHOW(deletes);
     SHOW(read_only_opens);
     SHOW(grows);
@@ -255,7 +256,6 @@ static void show_totals(const struct sim_totals *t, uint64_t runs) {
     SHOW(tasks_killed);
     SHOW(pins_swept);
     SHOW(objects_left);
-    SHOW(objects_garbage);
     SHOW(objects_fences);
     SHOW(objects_manifests);
     SHOW(turns);

@@ -6,6 +6,7 @@
  *   journals.c    the journals on the nodes, and what must be found in them
  *   client.c      block requests to a daemon, checked against the model
  *   controller.c  a process that works with the catalog, and its tasks
+ *   restores.c    snapshots restored in place: when, and what the model hears of it
  *   scenarios.c   counts how often the scenarios of docs/protocol.md were met
  *   guard.c       the bucket all the time: nothing needed is deleted (needs.c: what is needed)
  *   audit.c       the bucket at the end: everything needed is there, nothing else */
@@ -48,6 +49,12 @@ enum scenario {
     S5_KILL_IN_REPLAY,
     S5_OTHER_NODE_BETWEEN,
     S6_PAUSE_IN_DELETE,
+    S6_PAUSE_IN_ROUND,
+    S6_KILL_IN_ROUND,
+    S6_RESTORE_BESIDE_WRITER,
+    S6_RESTORE_OF_DELETED,
+    S6_PAUSE_IN_RESTORE,
+    S6_KILL_IN_RESTORE,
     S7_KILL_IN_SNAPSHOT,
     S7_PAUSE_IN_SNAPSHOT,
     S7_TWO_MAKERS,
@@ -55,6 +62,7 @@ enum scenario {
     S8_PINS_CHANGE_IN_LIST,
     S9_SNAPSHOT_DURING_OPEN,
     S9_SNAPSHOT_DURING_CHECKPOINT,
+    S9_SNAPSHOT_DURING_RESTORE,
     S10_KILL_IN_CHECKPOINT,
     S11_DELETE_WITH_SNAPSHOTS,
     S11_DELETE_WITH_CLONES,
@@ -71,12 +79,13 @@ struct sim_totals {
     uint64_t opens, opens_fenced, crashes, sleeps, closes, fenced;
     uint64_t respawns, resumes_fenced, nothing_lost_checked, replays, writes_replayed;
     uint64_t journals_set_aside, reserves_refused;
-    uint64_t snapshots, clones, deletes, read_only_opens, grows;
-    uint64_t checkpoints, merges, gc_rounds, gc_deleted, cache_hits, cache_misses, flushes;
+    uint64_t snapshots, clones, restores, deletes, read_only_opens, grows;
+    uint64_t checkpoints, merges, gc_rounds, gc_deleted, cache_hits, cache_misses,
+        flushes;
     uint64_t writes_waited, window_full, blackouts, lists;
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;
-    uint64_t objects_left, objects_garbage, objects_fences, objects_manifests;
+    uint64_t objects_left, objects_fences, objects_manifests;
     uint64_t turns, virtual_ms;
     uint64_t digest; /* of all that ran: equal for equal seeds */
 };
@@ -87,6 +96,7 @@ struct controller;
 
 void scenarios_watch_store(struct sim *s); /* sets the bucket's observer */
 void scenarios_note(struct sim *s, enum scenario which);
+void scenarios_at_submit(struct sim *s, struct sim_proc *p, enum obj_verb verb, const char *key);
 void scenarios_at_sleep(struct sim *s, struct sim_proc *p);
 void scenarios_at_kill(struct sim *s, struct sim_proc *p);
 /* A daemon has become the writer; a daemon is about to open. */
@@ -107,9 +117,12 @@ struct snap {
     char id[ID_MAX];
     struct volume_key volume; /* that has the pin */
     struct random_id pin;
-    unsigned makers; /* tasks that make it now */
-    unsigned users;  /* tasks and daemons that hold this struct's content */
+    unsigned makers;   /* tasks that make it now */
+    unsigned users;    /* tasks and daemons that hold this struct's content */
+    unsigned restores; /* tasks that began to restore it */
+    struct root *root; /* owned; what its pin holds; NULL: nobody has asked yet */
 };
+void snap_release(struct snap *n);
 
 /* The journal of a volume on one node: a file on its tmpfs, and what its agent knows. It outlives
  * the daemons that use it, one at a time (they lock it). */
@@ -146,6 +159,8 @@ struct sim_volume {
     unsigned tasks_begun;        /* lifecycle tasks so far */
     unsigned opens_begun;        /* daemons that were started so far */
     unsigned snaps, clones;      /* made of it that may live */
+    unsigned restores;           /* tasks that began one */
+    unsigned restoring;          /* ... and are under way */
 };
 
 /* A step at which processes of this run like to fall asleep: right after they asked the store for
@@ -217,9 +232,11 @@ struct daemon {
     struct waitq changed;
     bool stop;          /* clients end, then the daemon */
     bool close;         /* ... with a clean close */
+    bool collect;       /* ... before which all that is owed is paid */
     bool dead;          /* killed: what it says is not heard */
     bool slept_in_open; /* scenarios: fell asleep while it opened */
     bool checkpointing; /* scenarios: put a part of a run, but no manifest since */
+    bool collecting;    /* scenarios: listed pins, but put no manifest since */
 };
 
 /* On some node. */
@@ -274,6 +291,7 @@ enum task_kind {
     TASK_SNAPSHOT,
     TASK_FIND_SNAPSHOT,
     TASK_DELETE_SNAPSHOT,
+    TASK_RESTORE,
     TASK_LIST,
     TASK_BACKGROUND,
     TASK_KINDS
@@ -307,6 +325,11 @@ struct controller *controller_start(struct sim *s);
 void controller_kill(struct controller *c);
 /* Starts it in a fiber of the controller. The task is copied. */
 void controller_submit(struct controller *c, const struct task *t);
+
+/* --- restores.c --- */
+void restores_begin(struct sim *s, struct sim_volume *vol, struct snap *n);
+/* The bucket has a new newest manifest of this volume. */
+void restores_manifest_stored(struct sim *s, struct sim_volume *vol, const struct sim_effect *x);
 
 /* --- guard.c --- */
 struct guard *guard_new(struct sim *s);

@@ -230,7 +230,7 @@ static void effect_delete(struct op *o) {
     for (size_t i = 0; i < o->key_count; i++) {
         struct view body = {0};
         bool existed = sim_bucket_find(o->bucket, o->keys[i], &body);
-        observe(o, o->keys[i], body, false, existed, false);
+        observe(o, o->keys[i], body, false, existed, key_set_has(&o->bucket->deleted, o->keys[i]));
         sim_bucket_remove(o->bucket, o->keys[i]);
     }
 }

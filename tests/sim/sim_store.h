@@ -32,8 +32,9 @@ struct sim_effect {
     const char *client; /* name of the handle */
     bool stored;        /* PUT: not refused */
     bool existed;       /* before */
-    bool was_deleted; /* the key existed once and was deleted: what is put now is late or doubled */
-    bool late;        /* nobody waits for it: after its answer, or its client is dead */
+    bool was_deleted;   /* the key existed once and was deleted: what is put now (PUT), or what is
+                           there (DELETE), came late or doubled */
+    bool late;          /* nobody waits for it: after its answer, or its client is dead */
 };
 
 struct sim_bucket;
