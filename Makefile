@@ -208,7 +208,7 @@ mutants:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/mutants MUTANTS=1 $(patsubst $(BUILD)/%,$(BUILD)/mutants/%,$(SIM)) \
 		$(if $(filter portalbd,$(PROGRAMS)),$(BUILD)/mutants/bin/portalbd)
 
-.PHONY: tests-build test test-unit test-sim test-integration test-kernel sanity asan tsan bench
+.PHONY: tests-build test test-unit test-sim test-integration test-kernel model sanity asan tsan bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
 	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) \
@@ -221,6 +221,8 @@ test-integration: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## wh
 	@$(RUN_TESTS) $(INTEGRATION)
 test-kernel: all $(addprefix $(BUILD)/tests/conformance/attach/,test_attach test_attach_together) ## nbd devices on kernels of Debian's; KILLS=n UPGRADES=n AGENT_KILLS=n ALL_KILLS=n STOP_S=n
 	@$(RUN_TESTS) --jobs 1 $(call KERNEL_RUNS,uml qemu)
+model: ## the models of the protocol, with Spin: rules and mutants
+	@tests/model/run
 sanity: all $(BUILD)/tools/ready ## csi-sanity
 	@$(RUN_TESTS) $(SANITY)
 asan: ## every test under the address and undefined behaviour sanitizers, in build-asan
