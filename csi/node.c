@@ -29,6 +29,9 @@ int agent_check(struct node *n, struct rpc_call *call, char **ret_node_id, struc
     int rc = agent_get_info(
         &(struct rpc_client_call){.client = n->agent, .parent = call, .timeout_ms = NODE_ASK_MS},
         &request, &response, e);
+    if (rc == -ERR_TRANSIENT)
+        return err_wrap(e, "the node agent does not answer; its pod on this node (kubectl describe "
+                           "pod, kubectl logs) says why");
     if (rc)
         return err_wrap(e, "node agent");
     if (major_version(response->version) != major_version(n->version))

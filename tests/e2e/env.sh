@@ -38,7 +38,7 @@ SERVICE_IP=10.43.0.1
 S3_PORT=7070
 S3_URL=http://$NODE_IP:$S3_PORT
 S3_KEY=e2e-access
-S3_SECRET=e2e-secret-of-the-e2e-store
+: "${S3_SECRET:=e2e-secret-of-the-e2e-store}"
 REGISTRY=localhost/e2e
 IMAGE=localhost/portalbd:e2e
 export NODE NODE_IP POD_NET SERVICE_NET SERVICE_IP S3_PORT S3_URL S3_KEY S3_SECRET REGISTRY IMAGE

@@ -5,17 +5,18 @@ import os
 import re
 import subprocess
 
-from kube import (ENV, HERE, NAMESPACE, Steps, claim, delete, events, get, in_node, install, phase, pod, pods_of, sh,
-                  start, apply, values, wait_for)
+from kube import (ENV, HERE, NAMESPACE, Failure, Steps, apply, claim, delete, events, get, in_agent, in_node, install,
+                  phase, pod, pods_of, sh, values, wait_for)
 
 # A kubelet takes up to a minute and a half to bring a changed Secret into a pod, and sidecars pause between tries.
 HEALS_S = 300
+ROTATED = "another-secret-of-the-e2e-store"
 HIDDEN = os.path.join(ENV["CLUSTER"], "no-fuse")
 
 
-def pools(good):
+def pools(good, secret=ENV["S3_SECRET"]):
     """The pool of values(), and one for each thing that can be wrong, unless it is good."""
-    pool = values()["pools"][0]
+    pool = {**values()["pools"][0], "secretAccessKey": secret}
     return [pool,
             {**pool, "name": "keys", "url": "s3://volumes/keys",
              "secretAccessKey": pool["secretAccessKey"] if good else "wrong"},
@@ -24,11 +25,15 @@ def pools(good):
              "endpoint": pool["endpoint"] if good else f"http://{ENV['NODE_IP']}:7999"}]
 
 
-def with_pools(good):
+def with_pools(good, **which):
     """Values with a class for each pool."""
     classes = values()["storageClasses"] + [{"name": f"faults-{name}", "pool": name}
                                             for name in ("keys", "bucket", "endpoint")]
-    return values(pools=pools(good), storageClasses=classes)
+    return values(pools=pools(good, **which), storageClasses=classes)
+
+
+def store(what, **environment):
+    subprocess.run([os.path.join(HERE, "s3.sh"), what], check=True, timeout=60, env={**os.environ, **environment})
 
 
 def says(name, *patterns):
@@ -72,14 +77,38 @@ class Faults:
     def store_away(self):
         delete("pod", "keys")
         wait_for("nothing is attached to it", lambda: len(get("volumeattachments")) == 2, 60)
-        subprocess.run([os.path.join(HERE, "s3.sh"), "stop"], check=True, timeout=60)
+        store("stop")
         apply(pod("keys", ["keys"]))
         return shown(says("keys", r"refused|reach|connect|store"))
 
     def store_back(self):
-        subprocess.run([os.path.join(HERE, "s3.sh"), "start"], check=True, timeout=60)
+        store("start")
         wait_for("pod keys runs", lambda: phase("keys") == "Running", HEALS_S)
         sh("keys", "grep -q fine /keys/file")
+
+    # --- other keys, while volumes are attached ---
+
+    def rotated(self):
+        """A pod that writes, and one that starts: neither has the new keys."""
+        delete("pod", "bucket")
+        store("stop")
+        store("start", S3_SECRET=ROTATED)
+        sh("keys", "(echo rotated >/keys/file; sync; touch /synced) >/dev/null 2>&1 &")
+        apply(pod("bucket", ["bucket"]))
+        told = shown(says("bucket", r"403|credentials|signature|denied"))
+        wait_for("the agent says it of the volume that is attached", lambda: "403" in in_agent("portalctl", "status"), 60)
+        if "synced" in sh("keys", "ls /"):
+            raise Failure("a store that refuses the keys has acknowledged a flush")
+        return told
+
+    def keys_mended(self):
+        install(with_pools(True, secret=ROTATED))
+        wait_for("what was written is stored", lambda: "synced" in sh("keys", "ls /"), HEALS_S)
+        wait_for("pod bucket runs", lambda: phase("bucket") == "Running", HEALS_S)
+        sh("bucket", "grep -q fine /bucket/file")
+        store("stop")
+        store("start")
+        install(with_pools(True))
 
     # --- a node that can make no devices ---
 
@@ -92,12 +121,22 @@ class Faults:
         for found in pods_of("node-agent"):
             delete("pod", found["metadata"]["name"], NAMESPACE)
         apply(pod("keys", ["keys"]))
-        return shown(says("keys", r"node.agent|backend|nbd|fuse"))
+        told = says("keys", r"node agent", r"kubectl")
+        return shown(told + " / " + wait_for("the agent's pod says why it ended", self.last_words, 60))
+
+    @staticmethod
+    def last_words():
+        for found in pods_of("node-agent"):
+            for status in found["status"].get("containerStatuses", []):
+                text = status.get("lastState", {}).get("terminated", {}).get("message", "")
+                if "/dev/fuse" in text and "modprobe nbd" in text:
+                    return text[text.index("backend=fuse"):]
+        return None
 
     def backend_again(self):
         in_node("umount", "/dev/fuse")
         wait_for("pod keys runs", lambda: phase("keys") == "Running", HEALS_S)
-        sh("keys", "grep -q fine /keys/file")
+        sh("keys", "grep -q rotated /keys/file")
 
     def clean_up(self):
         delete("pod", "keys")
@@ -116,6 +155,8 @@ def main():
     steps.run("the pools are mended: all pods run", faults.mend)
     steps.run("the store goes away: the pod's event says so", faults.store_away)
     steps.run("the store comes back: the pod runs", faults.store_back)
+    steps.run("keys are changed under volumes that are attached: events and portalctl say so", faults.rotated)
+    steps.run("the Secret has the new keys: everything goes on", faults.keys_mended)
     steps.run("a node without nbd and fuse: the pod's event says so", faults.no_backend)
     steps.run("fuse comes back: the pod runs", faults.backend_again)
     steps.run("claims are deleted", faults.clean_up)
