@@ -17,6 +17,8 @@
 
 enum {
     ROUNDS_MAX = 1024, /* of one pass */
+    HIDDEN_SHARE = 5,  /* percent of what the bottom names: as much may stay hidden */
+    MAP_SHARE = 8,     /* the map may be one part in so many of what a merge may find */
 };
 
 static void on_timer(struct env_timer *timer);
@@ -65,10 +67,32 @@ static int rounds(struct gc *g, bool thorough, struct err *e) {
     return rc;
 }
 
+/* What runs above the bottom name may shadow as much below them, and nobody sees it before they are
+ * merged. Is that worth writing the whole map anew? */
+static bool hides_much(const struct gc *g) {
+    const struct volume *v = g->v;
+    uint64_t above = 0, bottom = 0, map = 0;
+    for (size_t i = 0; i < v->run_count; i++) {
+        const struct run_index *x = run_reader_index(v->runs[i]);
+        uint64_t bytes = 0;
+        for (size_t u = 0; u < x->usage_count; u++)
+            bytes += x->usage[u].bytes;
+        *(i + 1 < v->run_count ? &above : &bottom) += bytes;
+        map += v->manifest.root.runs[i].size;
+    }
+    return above >= v->config.gc_move_bytes && above / HIDDEN_SHARE > bottom / 100 &&
+           map <= above / MAP_SHARE;
+}
+
 /* fiber; g->mutex held. thorough: all that can be done, whether it is worth it or not. */
 static int pass(struct gc *g, bool thorough, struct err *e) {
     int rc = gc_find_garbage(g, e);
     bool moved = true;
+    if (rc == 0 && hides_much(g)) {
+        rc = levels_collapse(g->v, e);
+        if (rc == 0)
+            rc = gc_find_garbage(g, e);
+    }
     if (rc == 0)
         rc = rounds(g, thorough, e);
     for (int i = 0; rc == 0 && moved && i < ROUNDS_MAX && !gc_must_stop(g); i++) {

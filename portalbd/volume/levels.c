@@ -280,6 +280,15 @@ int levels_settle(struct volume *v, bool only_fewer, struct err *e) {
     return rc;
 }
 
+int levels_collapse(struct volume *v, struct err *e) {
+    CHECK(v->merge_barrier_age == 0);
+    int rc = levels_settle(v, false, e);
+    if (rc < 0 || v->run_count < 2 || !list_empty(&v->merges))
+        return rc;
+    struct level_plan all = {0, v->run_count};
+    return merge_finish(v, merge_start(v, &all), e);
+}
+
 int levels_stop(struct volume *v, struct err *e) {
     CHECK(v->state != VOL_OPEN); /* nothing starts again */
     list_for_each (&v->merges, node)

@@ -271,6 +271,9 @@ void levels_maybe_start(struct volume *v);
 int levels_wait_room(struct volume *v, struct err *e);
 /* fiber. Until no merge is under way or due (only_fewer: until there are at most runs_max runs). */
 int levels_settle(struct volume *v, bool only_fewer, struct err *e);
+/* fiber. All runs of this moment become one: for GC, which sees what is dead only where runs are
+ * merged. */
+int levels_collapse(struct volume *v, struct err *e);
 int levels_stop(struct volume *v, struct err *e); /* fiber. Gives merges up; when closing */
 
 /* --- replay.c --- */

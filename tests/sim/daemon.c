@@ -30,6 +30,7 @@ static void drop_volume(struct daemon *d) {
     t->merges += st.merges;
     t->gc_rounds += st.gc_rounds;
     t->gc_deleted += st.gc_objects_deleted;
+    t->gc_moves += st.gc_moves;
     t->cache_hits += st.cache_hits;
     t->cache_misses += st.cache_misses;
     t->flushes += st.flushes;
@@ -228,6 +229,7 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     d->store = objstore_retry_new(d->below, NULL);
     waitq_init(&d->changed);
     list_push_back(&s->daemons, &d->node);
+    s->totals.daemons++;
     if (snap)
         snap->users++;
     sim_trace(&s->world, name, "starts on %s, publish epoch %" PRIu64 ", journal %zd%s",

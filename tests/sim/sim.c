@@ -239,6 +239,7 @@ static void show_totals(const struct sim_totals *t, uint64_t runs) {
     SHOW(merges);
     SHOW(gc_rounds);
     SHOW(gc_deleted);
+    SHOW(gc_moves);
     SHOW(cache_hits);
     SHOW(cache_misses);
     SHOW(flushes);
