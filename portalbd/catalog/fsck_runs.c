@@ -68,8 +68,16 @@ struct run_walk {
     uint64_t entries;
     size_t first, last; /* with frames: only entries of these objects */
     const struct fsck_frames *frames;
+    uint64_t *charged; /* owned; of each object of x, the bytes that this part's entries take */
+    uint64_t *charged_total; /* owned; ... and those of the parts before it */
     bool gone;
 };
+
+static void run_walk_release(struct run_walk *w) {
+    run_index_release(&w->x);
+    free(w->charged);
+    free(w->charged_total);
+}
 
 static int load_index(struct run_walk *w, const struct fsck_name *index, struct err *e) {
     fsck_name_key(w->key, &w->c->table, index);
@@ -84,6 +92,8 @@ static int load_index(struct run_walk *w, const struct fsck_name *index, struct 
         return rc;
     for (size_t i = 0; i < w->x.volume_count; i++)
         w->volumes[i] = fsck_table_volume(&w->c->table, &w->x.volumes[i]);
+    w->charged = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->charged);
+    w->charged_total = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->charged_total);
     return fsck_table_fill(&w->c->table, w->c->store, e);
 }
 
@@ -143,10 +153,12 @@ static int check_page(struct run_walk *w, const struct run_part *part, uint32_t 
         return err_wrap(e, "page %u", number);
     bool first = true;
     while ((rc = run_page_next(&cursor, e)) > 0) {
-        if (first && cursor.entry.sector != part->page_first[number])
+        if (first && cursor.entry.sector != run_part_page_first(part, number))
             return err_set(e, -ERR_CORRUPT, "page %u is not the one that the index means", number);
         first = false;
         w->entries++;
+        if (cursor.entry.kind == EXTENT_DATA)
+            w->charged[cursor.last_ref] += map_entry_stored_len(&cursor.entry);
         rc = check_entry(w, &cursor.entry, e);
         if (rc < 0)
             return err_wrap(e, "the entry of sector %llu", (unsigned long long)cursor.entry.sector);
@@ -154,8 +166,34 @@ static int check_page(struct run_walk *w, const struct run_part *part, uint32_t 
     return rc < 0 ? err_wrap(e, "page %u", number) : 0;
 }
 
+/* The shares behind the pages are what the entries in the pages take. */
+static int check_shares(struct run_walk *w, const struct run_part *part, struct err *e) {
+    CLEANUP_BUF struct buf body = {0};
+    struct run_share *shares;
+    size_t count, takers = 0;
+    int rc = objstore_get_range(w->c->store, w->key, (uint64_t)part->page_count * RUN_PAGE_SIZE,
+                                part->shares_len, &body, e);
+    w->c->f->result.bytes_read += body.len;
+    if (rc == 0 && body.len != part->shares_len)
+        rc = err_set(e, -ERR_CORRUPT, "its shares are shorter than the index says");
+    if (rc == 0)
+        rc = run_shares_decode(&shares, &count, buf_view(&body), e);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < w->x.usage_count; i++)
+        takers += w->charged[i] > 0;
+    for (size_t i = 0; i < count; i++)
+        if (shares[i].number >= w->x.usage_count || shares[i].bytes != w->charged[shares[i].number])
+            rc = -ERR_CORRUPT;
+    free(shares);
+    if (rc < 0 || takers != count)
+        return err_set(e, -ERR_CORRUPT, "its shares are not what its entries take");
+    return 0;
+}
+
 static int check_part(struct run_walk *w, const struct run_part *part, struct err *e) {
     int rc = 0;
+    memset(w->charged, 0, w->x.usage_count * sizeof *w->charged);
     for (uint32_t page = 0; rc == 0 && page < part->page_count; page += PAGES_AT_ONCE) {
         CLEANUP_BUF struct buf body = {0};
         uint32_t count = MIN(part->page_count - page, (uint32_t)PAGES_AT_ONCE);
@@ -171,6 +209,10 @@ static int check_part(struct run_walk *w, const struct run_part *part, struct er
     }
     if (rc == 0 && w->next_sector != part->last_sector + 1)
         rc = err_set(e, -ERR_CORRUPT, "its last sector is not the one that the index says");
+    if (rc == 0 && !w->frames)
+        rc = check_shares(w, part, e);
+    for (size_t i = 0; rc == 0 && i < w->x.usage_count; i++)
+        w->charged_total[i] += w->charged[i];
     return rc;
 }
 
@@ -203,6 +245,22 @@ static int walk(struct run_walk *w, struct err *e) {
     return 1;
 }
 
+/* After a walk to the end. */
+static void check_totals(const struct run_walk *w) {
+    if (w->entries != w->x.entry_count)
+        fsck_report(w->c->f, FSCK_DAMAGE, w->key, "%llu entries, its index says %llu",
+                    (unsigned long long)w->entries, (unsigned long long)w->x.entry_count);
+    for (size_t i = 0; i < w->x.usage_count; i++) {
+        if (w->charged_total[i] == w->x.usage[i].bytes)
+            continue;
+        fsck_report(w->c->f, FSCK_DAMAGE, w->key,
+                    "its entries take %llu bytes of object %zu, its index says %llu",
+                    (unsigned long long)w->charged_total[i], i,
+                    (unsigned long long)w->x.usage[i].bytes);
+        return; /* one is enough */
+    }
+}
+
 static void mark(struct run_walk *w, const struct fsck_name *index) {
     char who[64], hex[RANDOM_ID_HEX];
     random_id_to_hex(&index->id, hex);
@@ -211,14 +269,17 @@ static void mark(struct run_walk *w, const struct fsck_name *index) {
         const struct run_part *part = &w->x.parts[i];
         struct fsck_name n = fsck_name_of(w->volumes[part->ref.volume], &part->ref);
         const struct fsck_object *o = need(w->c, &n, FSCK_NEEDED | FSCK_HELD, who);
-        if (o && o->size != (uint64_t)part->page_count * RUN_PAGE_SIZE) {
+        if (o && o->size != run_part_size(part)) {
             char key[KEY_MAX];
             fsck_name_key(key, &w->c->table, &n);
-            fsck_report(w->c->f, FSCK_DAMAGE, key, "%u bytes, %s says %u pages", o->size, who,
-                        part->page_count);
+            fsck_report(w->c->f, FSCK_DAMAGE, key,
+                        "%u bytes, %s says %u pages and %u bytes of shares", o->size, who,
+                        part->page_count, part->shares_len);
         }
     }
     for (size_t i = 0; i < w->x.usage_count; i++) {
+        if (run_usage_is_free(&w->x.usage[i]))
+            continue;
         const struct obj_ref *ref = &w->x.usage[i].ref;
         struct fsck_name n = fsck_name_of(w->volumes[ref->volume], ref);
         need(w->c, &n, usage_flags(w->c, index, &n), who);
@@ -226,7 +287,7 @@ static void mark(struct run_walk *w, const struct fsck_name *index) {
 }
 
 int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, struct err *e) {
-    struct run_walk w = {.c = c};
+    CLEANUP(run_walk_release) struct run_walk w = {.c = c};
     if (!fsck_table_find(&c->table, &r->index))
         return 0; /* told already */
     int rc = load_index(&w, &r->index, e);
@@ -246,19 +307,18 @@ int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, str
         rc = walk(&w, e);
         c->f->result.entries += w.entries;
         fsck_name_key(w.key, &c->table, &r->index);
-        if (rc > 0 && w.entries != w.x.entry_count)
-            fsck_report(c->f, FSCK_DAMAGE, w.key, "%llu entries, its index says %llu",
-                        (unsigned long long)w.entries, (unsigned long long)w.x.entry_count);
+        if (rc > 0)
+            check_totals(&w);
         r->done = rc >= 0 && !w.gone;
         r->damaged = rc == 0 && !w.gone;
     }
     *ret_gone |= w.gone;
-    run_index_release(&w.x);
     return rc < 0 ? rc : 0;
 }
 
 int fsck_check_entries(struct fsck_check *c, struct fsck_run *r, size_t first, size_t last,
                        const struct fsck_frames *frames, bool *ret_gone, struct err *e) {
+    CLEANUP(run_walk_release)
     struct run_walk w = {.c = c, .first = first, .last = last, .frames = frames};
     if (r->damaged || !fsck_table_find(&c->table, &r->index))
         return 0; /* told already */
@@ -272,6 +332,5 @@ int fsck_check_entries(struct fsck_check *c, struct fsck_run *r, size_t first, s
     rc = walk(&w, e);
     r->damaged = rc == 0 && !w.gone;
     *ret_gone |= w.gone;
-    run_index_release(&w.x);
     return rc < 0 ? rc : 0;
 }

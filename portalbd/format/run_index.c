@@ -30,19 +30,55 @@ enum {
     INDEX_HEADER_SIZE = 64,
 };
 enum {
-    USAGE_BYTES_MIN = 4, /* of a usage entry in the body */
-    PART_BYTES_MIN = 20, /* of a part */
+    USAGE_BYTES_MIN = 1, /* of a usage entry in the body */
+    PART_BYTES_MIN = 23, /* of a part */
     PART_PAGES_MAX = RUN_PART_SIZE_MAX / RUN_PAGE_SIZE,
+    USAGE_FREE = 255, /* in place of the kind */
 };
-#define USAGE_SIZE_MAX (UINT64_C(1) << 62) /* bytes that one object may be charged with */
 
 void run_index_release(struct run_index *x) {
-    for (size_t i = 0; i < x->part_count; i++)
-        free(x->parts[i].page_first);
+    for (size_t i = 0; i < x->part_count; i++) {
+        free(x->parts[i].fences);
+        free(x->parts[i].fences_wide);
+    }
     free(x->volumes);
     free(x->parts);
     free(x->usage);
     *x = (struct run_index){0};
+}
+
+/* Room for the fences, and then one after the other. */
+static void fences_alloc(struct run_part *p) {
+    CHECK(!p->fences && !p->fences_wide);
+    if (p->page_count <= 1)
+        return;
+    if (p->last_sector - p->first_sector <= UINT32_MAX)
+        p->fences = xcalloc(p->page_count - 1, sizeof *p->fences);
+    else
+        p->fences_wide = xcalloc(p->page_count - 1, sizeof *p->fences_wide);
+}
+
+static void fence_set(struct run_part *p, uint32_t page, uint64_t first_sector) {
+    CHECK(page >= 1 && page < p->page_count);
+    CHECK(first_sector > p->first_sector && first_sector <= p->last_sector);
+    if (p->fences)
+        p->fences[page - 1] = (uint32_t)(first_sector - p->first_sector);
+    else
+        p->fences_wide[page - 1] = first_sector - p->first_sector;
+}
+
+void run_part_set_fences(struct run_part *p, const uint64_t *page_first) {
+    CHECK(page_first[0] == p->first_sector);
+    fences_alloc(p);
+    for (uint32_t i = 1; i < p->page_count; i++)
+        fence_set(p, i, page_first[i]);
+}
+
+/* Does what it counts fit what it holds? */
+static bool part_counts_valid(const struct run_part *p) {
+    return p->entries >= p->page_count &&
+           p->entries <= (uint64_t)p->page_count * RUN_PAGE_ENTRIES_MAX &&
+           p->sectors >= p->entries && p->sectors <= p->last_sector - p->first_sector + 1;
 }
 
 /* --- encoding --- */
@@ -51,9 +87,13 @@ static void encode_usage(struct buf *out, const struct run_index *x) {
     uint64_t last_seq = 0;
     for (size_t i = 0; i < x->usage_count; i++) {
         const struct run_usage *u = &x->usage[i];
+        uint8_t kind = run_usage_is_free(u) ? USAGE_FREE : u->ref.kind;
+        if (kind == USAGE_FREE) {
+            buf_append(out, &kind, 1);
+            continue;
+        }
         CHECK(obj_ref_valid(&u->ref) && u->ref.kind != OBJ_MAP);
-        CHECK(u->ref.volume < x->volume_count && u->bytes <= USAGE_SIZE_MAX);
-        uint8_t kind = u->ref.kind;
+        CHECK(u->ref.volume < x->volume_count && u->bytes <= RUN_USAGE_BYTES_MAX);
         buf_append(out, &kind, 1);
         varint_append(out, u->ref.volume);
         if (kind == OBJ_LOG) {
@@ -73,15 +113,20 @@ static void encode_parts(struct buf *out, const struct run_index *x) {
         CHECK(obj_ref_valid(&p->ref) && p->ref.kind == OBJ_MAP && p->ref.volume < x->volume_count);
         CHECK(p->page_count >= 1 && p->page_count <= PART_PAGES_MAX);
         CHECK(p->first_sector >= next && p->last_sector >= p->first_sector);
-        CHECK(p->last_sector < SECTORS_MAX && p->page_first[0] == p->first_sector);
+        CHECK(p->last_sector < SECTORS_MAX && p->shares_len <= RUN_SHARES_SIZE_MAX);
+        CHECK(part_counts_valid(p));
         varint_append(out, p->ref.volume);
         buf_append(out, p->ref.id.bytes, RANDOM_ID_SIZE);
         varint_append(out, p->page_count);
+        varint_append(out, p->entries);
+        varint_append(out, p->sectors);
+        varint_append(out, p->shares_len);
         varint_append(out, p->first_sector - next);
         varint_append(out, p->last_sector - p->first_sector);
-        for (size_t j = 1; j < p->page_count; j++) {
-            CHECK(p->page_first[j] > p->page_first[j - 1] && p->page_first[j] <= p->last_sector);
-            varint_append(out, p->page_first[j] - p->page_first[j - 1]);
+        for (uint32_t j = 1; j < p->page_count; j++) {
+            uint64_t first = run_part_page_first(p, j), before = run_part_page_first(p, j - 1);
+            CHECK(first > before && first <= p->last_sector);
+            varint_append(out, first - before);
         }
         next = p->last_sector + 1;
     }
@@ -156,8 +201,11 @@ static bool decode_usage(struct reader *r, struct run_index *x) {
     uint64_t last_seq = 0;
     for (size_t i = 0; i < x->usage_count; i++) {
         struct run_usage *u = &x->usage[i];
-        u->ref.kind = reader_u8(r);
-        if (u->ref.kind > OBJ_MOVED || !decode_volume_index(r, x, &u->ref.volume))
+        uint8_t kind = reader_u8(r);
+        if (kind == USAGE_FREE)
+            continue;
+        u->ref.kind = kind;
+        if (kind > OBJ_MOVED || !decode_volume_index(r, x, &u->ref.volume))
             return false;
         if (u->ref.kind == OBJ_LOG) {
             last_seq += (uint64_t)unzigzag(reader_varint(r));
@@ -168,21 +216,22 @@ static bool decode_usage(struct reader *r, struct run_index *x) {
                 return false;
             memcpy(u->ref.id.bytes, id, RANDOM_ID_SIZE);
         }
-        u->bytes = reader_varint_max(r, USAGE_SIZE_MAX);
-        if (r->bad || !obj_ref_valid(&u->ref))
+        u->bytes = reader_varint_max(r, RUN_USAGE_BYTES_MAX);
+        if (r->bad || u->bytes == 0 || !obj_ref_valid(&u->ref))
             return false;
     }
     return true;
 }
 
 static bool decode_fences(struct reader *r, struct run_part *p) {
-    p->page_first = xcalloc(p->page_count, sizeof *p->page_first);
-    p->page_first[0] = p->first_sector;
-    for (size_t j = 1; j < p->page_count; j++) {
+    uint64_t first = p->first_sector;
+    fences_alloc(p);
+    for (uint32_t j = 1; j < p->page_count; j++) {
         uint64_t step = reader_varint_max(r, SECTORS_MAX);
-        p->page_first[j] = p->page_first[j - 1] + step;
-        if (step == 0 || p->page_first[j] > p->last_sector)
+        first += step;
+        if (step == 0 || first > p->last_sector)
             return false;
+        fence_set(p, j, first);
     }
     return true;
 }
@@ -199,13 +248,16 @@ static bool decode_parts(struct reader *r, struct run_index *x) {
             return false;
         memcpy(p->ref.id.bytes, id, RANDOM_ID_SIZE);
         p->page_count = (uint32_t)reader_varint_max(r, PART_PAGES_MAX);
+        p->entries = (uint32_t)reader_varint_max(r, UINT32_MAX);
+        p->sectors = reader_varint_max(r, SECTORS_MAX);
+        p->shares_len = (uint32_t)reader_varint_max(r, RUN_SHARES_SIZE_MAX);
         uint64_t gap = reader_varint_max(r, SECTORS_MAX);
         uint64_t span = reader_varint_max(r, SECTORS_MAX);
         p->first_sector = next + gap;
         p->last_sector = p->first_sector + span;
         if (r->bad || !obj_ref_valid(&p->ref) || p->page_count < 1 ||
             p->page_count - 1 > reader_left(r) || p->last_sector >= SECTORS_MAX ||
-            !decode_fences(r, p))
+            !part_counts_valid(p) || !decode_fences(r, p))
             return false;
         next = p->last_sector + 1;
     }
@@ -265,12 +317,12 @@ int run_index_decode(struct run_index *ret, struct view in, struct err *e) {
         reader_left(&r) != 0)
         return err_set(e, -ERR_CORRUPT, "map run: the index is damaged at byte %zu of its body",
                        r.pos);
-    uint64_t pages = 0;
+    uint64_t entries = 0;
     for (size_t i = 0; i < x.part_count; i++)
-        pages += x.parts[i].page_count;
-    if (x.entry_count < pages || x.entry_count > pages * RUN_PAGE_ENTRIES_MAX)
-        return err_set(e, -ERR_CORRUPT, "map run: %llu entries in %llu pages",
-                       (unsigned long long)x.entry_count, (unsigned long long)pages);
+        entries += x.parts[i].entries;
+    if (x.entry_count != entries)
+        return err_set(e, -ERR_CORRUPT, "map run: %llu entries, and %llu in its parts",
+                       (unsigned long long)x.entry_count, (unsigned long long)entries);
     *ret = x;
     x = (struct run_index){0};
     return 0;

@@ -279,7 +279,7 @@ static int load_run(struct pin_needs *n, struct objstore *s, const struct volume
             need_ref(n, &x.parts[i].ref);
     for (size_t i = 0; i < x.usage_count; i++) {
         struct object_name name = name_of_ref(&x.usage[i].ref);
-        if (is_own(x.volumes, x.usage[i].ref.volume, v) &&
+        if (!run_usage_is_free(&x.usage[i]) && is_own(x.volumes, x.usage[i].ref.volume, v) &&
             !in_names(r->evacuated, r->evacuated_count, &name))
             need_ref(n, &x.usage[i].ref);
     }

@@ -51,7 +51,7 @@ static void note_leaving_runs(struct gc *g, const struct root *next) {
         for (size_t p = 0; p < x->part_count; p++) {
             struct object_name n = object_name_of_ref(&x->parts[p].ref);
             if (gc_is_own(g, &x->volumes[x->parts[p].ref.volume]))
-                own_objects_add(&g->objects, &n, x->parts[p].page_count * RUN_PAGE_SIZE);
+                own_objects_add(&g->objects, &n, (uint32_t)run_part_size(&x->parts[p]));
         }
         struct object_name n = object_name_of_ref(&root->runs[i].index);
         if (gc_is_own(g, &root->volumes[root->runs[i].index.volume]))
@@ -218,7 +218,7 @@ static int mark_run(struct gc *g, struct gc_snapshot *s, size_t i, struct err *e
     const struct run_index *x = run_reader_index(s->runs[i]);
     uint64_t index_size = run->size;
     for (size_t p = 0; p < x->part_count; p++) {
-        uint64_t size = (uint64_t)x->parts[p].page_count * RUN_PAGE_SIZE;
+        uint64_t size = run_part_size(&x->parts[p]);
         index_size -= MIN(size, index_size);
         if (!gc_is_own(g, &x->volumes[x->parts[p].ref.volume]))
             continue;
@@ -232,7 +232,7 @@ static int mark_run(struct gc *g, struct gc_snapshot *s, size_t i, struct err *e
     for (size_t u = 0; u < x->usage_count; u++) {
         if (u % MARKS_PER_SLICE == MARKS_PER_SLICE - 1 && fiber_yield(g->v->env) < 0)
             return err_set(e, -ERR_CANCELLED, "GC was cancelled");
-        if (is_evacuated(s, x, &x->usage[u].ref) ||
+        if (run_usage_is_free(&x->usage[u]) || is_evacuated(s, x, &x->usage[u].ref) ||
             !gc_is_own(g, &x->volumes[x->usage[u].ref.volume]))
             continue;
         struct object_name n = object_name_of_ref(&x->usage[u].ref);

@@ -134,16 +134,54 @@ static size_t merges_running(const struct volume *v) {
     return n;
 }
 
+/* Of the sectors of a part, those that entries of another part cover, if both are spread evenly. */
+static double overlap(const struct run_part *p, const struct run_part *q) {
+    uint64_t first = MAX(p->first_sector, q->first_sector);
+    uint64_t last = MIN(p->last_sector, q->last_sector);
+    if (first > last)
+        return 0;
+    double p_span = (double)(p->last_sector - p->first_sector + 1);
+    double q_span = (double)(q->last_sector - q->first_sector + 1);
+    double both = (double)(last - first + 1);
+    return both * ((double)p->sectors / p_span) * ((double)q->sectors / q_span);
+}
+
+/* The same of two runs: a walk along both lists of parts. */
+static double overlap_of_runs(const struct run_index *x, const struct run_index *newer) {
+    double sum = 0;
+    for (size_t i = 0, j = 0; i < x->part_count && j < newer->part_count;) {
+        const struct run_part *p = &x->parts[i], *q = &newer->parts[j];
+        sum += overlap(p, q);
+        if (p->last_sector <= q->last_sector)
+            i++;
+        else
+            j++;
+    }
+    return sum;
+}
+
+static void measure_cover(const struct volume *v, size_t i, struct level_run *run) {
+    const struct run_index *x = run_reader_index(v->runs[i]);
+    for (size_t p = 0; p < x->part_count; p++)
+        run->sectors += x->parts[p].sectors;
+    double covered = 0;
+    for (size_t newer = 0; newer < i; newer++)
+        covered += overlap_of_runs(x, run_reader_index(v->runs[newer]));
+    run->covered = MIN((uint64_t)covered, run->sectors);
+}
+
 static bool plan(const struct volume *v, bool only_fewer, struct level_plan *ret) {
     struct level_run runs[ROOT_RUNS_MAX];
     const struct root *root = &v->manifest.root;
     struct level_limits limits = {.runs_max = v->config.runs_max,
                                   .barrier_age = v->merge_barrier_age};
     CHECK(v->run_count == root->run_count);
-    for (size_t i = 0; i < v->run_count; i++)
+    for (size_t i = 0; i < v->run_count; i++) {
         runs[i] = (struct level_run){.age = root->runs[i].age,
                                      .entries = root->runs[i].entry_count,
                                      .busy = is_busy(v, v->runs[i])};
+        measure_cover(v, i, &runs[i]);
+    }
     return only_fewer ? levels_plan_fewer(runs, v->run_count, &limits, ret)
                       : levels_plan(runs, v->run_count, &limits, ret);
 }
@@ -201,10 +239,18 @@ static int merge_install(struct volume *v, struct merge *m, struct root_run *run
 /* fiber. */
 static int merge_run(struct volume *v, struct merge *m, struct err *e) {
     struct root_run run = {0};
-    bool bottom = m->sources[m->count - 1] == v->runs[v->run_count - 1];
-    int rc = run_merge(v->env, v->store, &v->config.key, m->sources, m->count, bottom, &run, e);
+    struct run_merge_stats stats;
+    struct run_merge_options o = {.env = v->env,
+                                  .store = v->store,
+                                  .own = v->config.key,
+                                  .part_size = v->config.map_part_size,
+                                  .bottom = m->sources[m->count - 1] == v->runs[v->run_count - 1],
+                                  .evacuates = &v->manifest.root,
+                                  .stop = &m->stop};
+    int rc = run_merge(&o, m->sources, m->count, &run, &stats, e);
     if (rc < 0)
         return rc;
+    v->stats.map_parts_reused += stats.parts_reused;
     if (fiber_mutex_lock(v->env, &v->checkpoint_mutex) < 0)
         return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
     if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0) {

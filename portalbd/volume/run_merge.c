@@ -5,85 +5,107 @@
  *      older    ..[    c     ]..[   d ]..
  *      result   ..[c[ a ] c  ]..[d[ b ]
  *
- * Sources are few (at most ROOT_RUNS_MAX), so the walk looks at all of them at each step. What is
- * shadowed is skipped by a seek where it is more than a page, so that pages and parts that are
- * covered as a whole are not read.
+ * The walk is a job on a worker, as long as it has pages and room; the fiber brings pages and
+ * stores parts:
  *
- * I1  What is emitted is in order, does not overlap, and covers exactly what the sources cover
- *     (HOLE entries apart, at the bottom). */
+ *      walk --NEEDS_PAGES--> run_iter_load --> walk    --NEEDS_ROOM--> run_writer_store --> walk
+ *           --NEEDS_PART--> run_writer_reuse --> walk  --AGAIN: a slice is over--> walk  --DONE-->
+ *
+ * The bottom, when it is large, is not a source like the others: it is looked at only in the gaps
+ * between their entries. A part of it that lies in a gap as a whole becomes a part of the result
+ * unread; one that they cover as a whole is never read. Sources are few (at most ROOT_RUNS_MAX), so
+ * the walk looks at all of them at each step, and skips by a seek what is shadowed.
+ *
+ * I1  What is put is in order, does not overlap, and covers exactly what the sources cover: but for
+ *     holes at the bottom, and for entries of evacuated objects. */
 #include "portalbd/volume/run_merge.h"
 
 #include <stdlib.h>
 
+#include "common/mutant.h"
+
 enum {
-    ENTRIES_PER_SLICE = 256,
-    READ_AHEAD_BYTES = 8 * 1024 * 1024, /* of all sources together */
+    STEPS_PER_JOB = 4096,
+    READ_AHEAD_BYTES = 4 * 1024 * 1024, /* of all sources together */
     READ_AHEAD_MIN = 8,                 /* pages of each */
+    PARTS_LARGE = 2,                    /* a bottom of fewer parts is a source like the others */
 };
+
+enum walk_result { AGAIN, DONE, NEEDS_PAGES, NEEDS_ROOM, NEEDS_PART };
+
+enum { NUMBER_UNKNOWN = UINT32_MAX, NUMBER_EVACUATED = UINT32_MAX - 1 };
 
 struct source {
     struct run_iter iter;
     const struct run_index *index; /* borrowed from the reader */
+    uint32_t *numbers;             /* owned: of its objects, what the writer calls them */
     struct map_entry entry;        /* what is left of the present one; lens are the iterator's */
+    uint32_t object;               /* DATA: number of its object in the index */
+    bool present;                  /* there is one */
+    bool behind;                   /* the iterator is to be sought to where the walk is */
     bool ended;
 };
 
 struct merge {
-    struct env *env;
     struct source *sources; /* owned; newest first */
     size_t count;
+    struct source *bottom; /* of the same array, behind the first `count`; NULL: none is special */
     struct run_writer *writer; /* owned */
-    bool bottom;
+    bool drops_holes;
+    uint64_t at;           /* everything before this sector is merged */
+    size_t part;           /* of the bottom: the first that ends at or behind `at` */
+    struct source *wanted; /* NEEDS_PAGES: its iterator wants them */
+    uint64_t entries_read;
+    struct err err;
+    int rc; /* of the job: walk_result or an error */
 };
 
 static void merge_release(struct merge *m) {
-    for (size_t i = 0; i < m->count; i++)
+    for (size_t i = 0; i < m->count + (m->bottom ? 1 : 0); i++) {
         run_iter_release(&m->sources[i].iter);
+        free(m->sources[i].numbers);
+    }
     free(m->sources);
     if (m->writer)
         run_writer_free(m->writer);
 }
 
-/* fiber. */
-static int source_next(struct source *s, struct err *e) {
-    int rc = run_iter_next(&s->iter, e);
-    if (rc < 0)
-        return rc;
-    s->ended = rc == 0;
-    if (!s->ended)
-        s->entry = s->iter.entry;
-    return 0;
-}
+/* --- the walk, on a worker --- */
 
-/* fiber. The source goes on at `sector`: what lies before it is done with. */
-static int source_skip_to(struct source *s, uint64_t sector, struct err *e) {
-    if (s->ended || s->entry.sector >= sector)
-        return 0;
-    uint64_t end = s->entry.sector + s->entry.count;
-    int rc = 0;
-    if (end <= sector) {
-        if (end < sector)
-            rc = run_iter_seek(&s->iter, sector, e);
-        if (rc == 0)
-            rc = source_next(s, e);
-        if (rc < 0 || s->ended || s->entry.sector >= sector)
+/* The source's entry becomes the first that ends behind m->at, cut to begin there. 0 or
+ * NEEDS_PAGES. */
+static int source_ready(struct merge *m, struct source *s) {
+    while (!s->ended) {
+        if (s->present) {
+            uint64_t end = s->entry.sector + s->entry.count;
+            if (end > m->at) {
+                if (s->entry.sector < m->at)
+                    map_entry_narrow(&s->entry, m->at, end - m->at);
+                return 0;
+            }
+            s->present = false;
+        }
+        int rc = s->behind ? run_iter_try_seek(&s->iter, m->at, &m->err) : 0;
+        if (rc == 0) {
+            s->behind = false;
+            rc = run_iter_try_next(&s->iter, &m->err);
+        }
+        if (rc == RUN_ITER_WANTS_LOAD) {
+            m->wanted = s;
+            return NEEDS_PAGES;
+        }
+        if (rc < 0)
             return rc;
-        end = s->entry.sector + s->entry.count;
-        CHECK(end > sector);
+        s->ended = rc == 0;
+        if (s->ended)
+            break;
+        m->entries_read++;
+        s->entry = s->iter.entry;
+        s->object = s->iter.cursor.last_ref;
+        s->present = s->entry.sector + s->entry.count > m->at;
+        s->behind = !s->present; /* the next one may be as far behind: do not step, jump */
     }
-    map_entry_narrow(&s->entry, sector, end - sector);
-    return rc;
-}
-
-/* The source whose entry begins first, the newest of those; NULL when all have ended. */
-static struct source *first_source(const struct merge *m) {
-    struct source *first = NULL;
-    for (size_t i = 0; i < m->count; i++) {
-        struct source *s = &m->sources[i];
-        if (!s->ended && (!first || s->entry.sector < first->entry.sector))
-            first = s;
-    }
-    return first;
+    return 0;
 }
 
 /* Where the winner's entry ends: at its own end, or where a newer source begins. */
@@ -98,57 +120,200 @@ static uint64_t winner_end(const struct merge *m, const struct source *winner) {
     return end;
 }
 
-/* fiber. */
-static int emit(struct merge *m, const struct source *s, uint64_t end, struct err *e) {
+/* Puts what the source says of [m->at, end). */
+static int put(struct merge *m, struct source *s, uint64_t end) {
     struct map_entry entry = s->entry;
-    if (entry.kind == EXTENT_HOLE && m->bottom)
-        return 0;
-    map_entry_narrow(&entry, entry.sector, end - entry.sector);
-    const struct volume_key *owner =
-        entry.kind == EXTENT_DATA ? &s->index->volumes[entry.ref.volume] : NULL;
-    return run_writer_add(m->writer, &entry, owner, e);
-}
-
-/* fiber. */
-static int walk(struct merge *m, struct err *e) {
-    struct source *s;
-    for (size_t n = 1; (s = first_source(m)) != NULL; n++) {
-        uint64_t end = winner_end(m, s);
-        CHECK(end > s->entry.sector);
-        int rc = emit(m, s, end, e);
-        for (size_t i = 0; rc == 0 && i < m->count; i++)
-            rc = source_skip_to(&m->sources[i], end, e);
-        if (rc < 0)
-            return rc;
-        if (n % ENTRIES_PER_SLICE == 0 && fiber_yield(m->env) < 0)
-            return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
+    CHECK(entry.sector >= m->at && end > entry.sector);
+    m->at = end;
+    if (entry.kind == EXTENT_HOLE && m->drops_holes)
+        return AGAIN;
+    uint32_t number = 0;
+    if (entry.kind == EXTENT_DATA) {
+        uint32_t *known = &s->numbers[s->object];
+        if (*known == NUMBER_EVACUATED)
+            return AGAIN;
+        if (*known == NUMBER_UNKNOWN) {
+            int rc = run_writer_number(m->writer, &entry.ref, &s->index->volumes[entry.ref.volume],
+                                       known, &m->err);
+            if (rc < 0)
+                return rc;
+        }
+        number = *known;
     }
-    return 0;
+    map_entry_narrow(&entry, entry.sector, end - entry.sector);
+    run_writer_put(m->writer, &entry, number);
+    return AGAIN;
 }
 
-int run_merge(struct env *env, struct objstore *store, const struct volume_key *own,
-              struct run_reader *const *sources, size_t source_count, bool bottom,
-              struct root_run *ret_run, struct err *e) {
+/* One step in a gap between the others' entries, which ends at `end`. */
+static int step_in_gap(struct merge *m, uint64_t end) {
+    struct source *s = m->bottom;
+    const struct run_part *p = NULL;
+    while (s && m->part < s->index->part_count) {
+        p = &s->index->parts[m->part];
+        if (p->last_sector >= m->at)
+            break;
+        m->part++;
+        p = NULL;
+    }
+    if (!p || p->first_sector >= end) {
+        m->at = end;
+        return end == UINT64_MAX ? DONE : AGAIN;
+    }
+    m->at = MAX(m->at, p->first_sector);
+    bool untouched = m->at == p->first_sector && p->last_sector < end;
+    if (untouched && run_writer_may_reuse(m->writer, m->part))
+        return NEEDS_PART;
+    if (s->iter.part != m->part) { /* parts were covered, or taken over */
+        s->present = false;
+        s->behind = true;
+    }
+    int rc = source_ready(m, s);
+    if (rc != 0)
+        return rc;
+    if (s->ended || s->entry.sector >= end) {
+        m->at = s->ended ? MIN(end, p->last_sector + 1) : end;
+        return AGAIN;
+    }
+    m->at = s->entry.sector;
+    return put(m, s, MIN(s->entry.sector + s->entry.count, end));
+}
+
+static int step(struct merge *m) {
+    struct source *first = NULL;
+    if (run_writer_full(m->writer))
+        return NEEDS_ROOM;
+    for (size_t i = 0; i < m->count; i++) {
+        struct source *s = &m->sources[i];
+        int rc = source_ready(m, s);
+        if (rc != 0)
+            return rc;
+        if (!s->ended && (!first || s->entry.sector < first->entry.sector))
+            first = s;
+    }
+    uint64_t next = first ? first->entry.sector : UINT64_MAX;
+    if (next > m->at)
+        return step_in_gap(m, next);
+    return put(m, first, winner_end(m, first));
+}
+
+static void walk(void *arg) {
+    struct merge *m = arg;
+    m->rc = AGAIN;
+    for (size_t n = 0; m->rc == AGAIN && n < STEPS_PER_JOB; n++)
+        m->rc = step(m);
+}
+
+/* --- the fiber --- */
+
+/* fiber. What the walk asked for. */
+static int serve(struct merge *m, struct run_merge_stats *stats, struct err *e) {
+    switch (m->rc) {
+    case NEEDS_PAGES:
+        return run_iter_load(&m->wanted->iter, e);
+    case NEEDS_ROOM:
+        return run_writer_store(m->writer, e);
+    case NEEDS_PART:
+        m->at = m->bottom->index->parts[m->part].last_sector + 1;
+        stats->parts_reused++;
+        return run_writer_reuse(m->writer, m->part, e);
+    default:
+        return m->rc < 0 ? err_copy(e, &m->err) : 0;
+    }
+}
+
+static int drive(struct merge *m, const struct run_merge_options *o, struct run_merge_stats *stats,
+                 struct err *e) {
+    int rc = 0;
+    do {
+        fiber_run_job(o->env, walk, m);
+        if (fiber_cancelled(o->env) || (o->stop && *o->stop))
+            return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
+        rc = serve(m, stats, e);
+    } while (rc == 0 && m->rc != DONE);
+    return rc;
+}
+
+static int compare_refs(const void *a, const void *b) {
+    return obj_ref_compare(a, b);
+}
+
+/* Of a source's objects: are they known to be evacuated? */
+static uint32_t *make_numbers(const struct run_index *x, const struct root *root,
+                              const struct obj_ref *evacuated) {
+    uint32_t *numbers = xcalloc(MAX(x->usage_count, 1), sizeof *numbers);
+    int volumes[RUN_VOLUMES_MAX];
+    for (size_t i = 0; i < x->volume_count; i++) {
+        volumes[i] = -1;
+        for (size_t j = 0; root && j < root->volume_count; j++)
+            if (volume_key_equal(&root->volumes[j], &x->volumes[i]))
+                volumes[i] = (int)j;
+    }
+    for (size_t i = 0; i < x->usage_count; i++) {
+        numbers[i] = NUMBER_UNKNOWN;
+        struct obj_ref ref = x->usage[i].ref;
+        if (!evacuated || run_usage_is_free(&x->usage[i]) || volumes[ref.volume] < 0)
+            continue;
+        ref.volume = (uint16_t)volumes[ref.volume];
+        if (bsearch(&ref, evacuated, root->evacuated_count, sizeof ref, compare_refs))
+            numbers[i] = NUMBER_EVACUATED;
+    }
+    return numbers;
+}
+
+static void open_sources(struct merge *m, const struct run_merge_options *o,
+                         struct run_reader *const *sources, size_t count) {
+    const struct root *root = o->evacuates;
+    struct obj_ref *evacuated = NULL;
+    if (root && root->evacuated_count > 0) {
+        evacuated = xcalloc(root->evacuated_count, sizeof *evacuated);
+        memcpy(evacuated, root->evacuated, root->evacuated_count * sizeof *evacuated);
+        qsort(evacuated, root->evacuated_count, sizeof *evacuated, compare_refs);
+    }
+    size_t pages = READ_AHEAD_BYTES / RUN_PAGE_SIZE / count;
+    uint32_t read_ahead = (uint32_t)MIN(MAX(pages, READ_AHEAD_MIN), RUN_READ_AHEAD_MAX);
+    for (size_t i = 0; i < count; i++) {
+        m->sources[i].index = run_reader_index(sources[i]);
+        m->sources[i].numbers = make_numbers(m->sources[i].index, root, evacuated);
+        run_iter_init(&m->sources[i].iter, sources[i], read_ahead);
+    }
+    free(evacuated);
+}
+
+/* Are parts of it worth being named again? Not when most numbers of its objects are free. */
+static bool is_large(const struct run_index *x) {
+    size_t taken = 0;
+    for (size_t i = 0; i < x->usage_count; i++)
+        taken += !run_usage_is_free(&x->usage[i]);
+    return x->part_count >= PARTS_LARGE && taken >= x->usage_count / 2;
+}
+
+int run_merge(const struct run_merge_options *o, struct run_reader *const *sources,
+              size_t source_count, struct root_run *ret_run, struct run_merge_stats *stats,
+              struct err *e) {
     CHECK(source_count >= 1);
     CHECK(source_count <= ROOT_RUNS_MAX);
-    size_t pages = READ_AHEAD_BYTES / RUN_PAGE_SIZE / source_count;
-    uint32_t read_ahead = (uint32_t)MIN(MAX(pages, READ_AHEAD_MIN), RUN_READ_AHEAD_MAX);
+    struct run_merge_stats none;
+    stats = stats ? stats : &none;
+    *stats = (struct run_merge_stats){0};
+    struct run_reader *last = sources[source_count - 1];
+    bool level = o->bottom && source_count > 1 && is_large(run_reader_index(last));
     CLEANUP(merge_release)
     struct merge m = {
-        .env = env,
         .sources = xcalloc(source_count, sizeof *m.sources),
-        .count = source_count,
-        .writer = run_writer_new(env, store, own),
-        .bottom = bottom,
+        .count = source_count - (level ? 1 : 0),
+        .writer = run_writer_new(o->env, o->store, &o->own, o->part_size),
+        .drops_holes = o->bottom || MUTANT("merge-drops-holes"),
     };
-    int rc = 0;
-    for (size_t i = 0; i < source_count; i++) {
-        m.sources[i].index = run_reader_index(sources[i]);
-        run_iter_init(&m.sources[i].iter, sources[i], read_ahead);
+    if (level) {
+        m.bottom = &m.sources[m.count];
+        m.bottom->behind = true;
+        run_writer_inherit(m.writer, last);
     }
-    for (size_t i = 0; rc == 0 && i < source_count; i++)
-        rc = source_next(&m.sources[i], e);
+    open_sources(&m, o, sources, source_count);
+    int rc = drive(&m, o, stats, e);
     if (rc == 0)
-        rc = walk(&m, e);
-    return rc < 0 ? rc : run_writer_finish(m.writer, ret_run, e);
+        rc = run_writer_finish(m.writer, ret_run, e);
+    stats->entries_read = m.entries_read;
+    return rc;
 }

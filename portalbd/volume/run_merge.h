@@ -1,12 +1,30 @@
-/* Merging runs into one: newest wins. Fiber, in slices. */
+/* Merging runs into one: newest wins. A fiber that reads and writes, and jobs that merge. */
 #pragma once
 
 #include "portalbd/volume/run_reader.h"
 #include "portalbd/volume/run_writer.h"
 
-/* fiber. sources: newest first. bottom: nothing older is left, so HOLE entries are dropped (ZERO
- * entries stay: an allocated zero differs from a hole in BLOCK_STATUS). *ret_run as
- * run_writer_finish. */
-int run_merge(struct env *env, struct objstore *store, const struct volume_key *own,
-              struct run_reader *const *sources, size_t source_count, bool bottom,
-              struct root_run *ret_run, struct err *e);
+struct run_merge_options {
+    struct env *env;
+    struct objstore *store;
+    struct volume_key own; /* under whose prefix the result goes */
+    uint32_t part_size;    /* as for run_writer_new */
+    /* Nothing older is left: HOLE entries are dropped (ZERO entries stay: an allocated zero differs
+     * from a hole in BLOCK_STATUS), and the last source's parts that no other source touches become
+     * parts of the result unread. */
+    bool bottom;
+    const struct root *evacuates; /* NULL: none. Entries of objects that this root, stored in our
+                                     newest manifest, evacuates are dropped. Used before the first
+                                     wait only */
+    const bool *stop;             /* NULL: none. Once set, the merge ends with -ERR_CANCELLED */
+};
+
+struct run_merge_stats {
+    uint64_t entries_read;
+    uint64_t parts_reused;
+};
+
+/* fiber. sources: newest first. *ret_run as run_writer_finish. stats: may be NULL. */
+int run_merge(const struct run_merge_options *o, struct run_reader *const *sources,
+              size_t source_count, struct root_run *ret_run, struct run_merge_stats *stats,
+              struct err *e);

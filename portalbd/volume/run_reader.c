@@ -117,10 +117,11 @@ static int load_ahead(struct run_iter *it, const char *key, uint32_t count, stru
     return 0;
 }
 
-/* fiber. Makes it->page part of the buffer. */
-static int load(struct run_iter *it, struct err *e) {
-    if (it->buf_part == it->part && it->page - it->buf_first < it->buf_count)
-        return 0;
+static bool in_buffer(const struct run_iter *it) {
+    return it->buf_part == it->part && it->page - it->buf_first < it->buf_count;
+}
+
+int run_iter_load(struct run_iter *it, struct err *e) {
     const struct run_part *p = current_part(it);
     char key[KEY_MAX];
     part_key(it, key);
@@ -149,18 +150,17 @@ static int wrap_page(const struct run_iter *it, struct err *why, struct err *e) 
     return err_copy(e, why);
 }
 
-/* fiber. Opens the page that part and page name. */
+/* Opens the page that part and page name. */
 static int open_page(struct run_iter *it, struct err *e) {
     const struct run_part *p = current_part(it);
     CHECK(it->page < p->page_count);
     it->page_open = false;
-    int rc = load(it, e);
-    if (rc < 0)
-        return rc;
+    if (!in_buffer(it))
+        return RUN_ITER_WANTS_LOAD;
     struct err why;
     const uint8_t *bytes = it->buf + (size_t)(it->page - it->buf_first) * RUN_PAGE_SIZE;
-    rc = run_page_open(&it->cursor, &it->reader->index, view_of(bytes, RUN_PAGE_SIZE), &why);
-    if (rc == 0 && it->cursor.next_sector != p->page_first[it->page])
+    int rc = run_page_open(&it->cursor, &it->reader->index, view_of(bytes, RUN_PAGE_SIZE), &why);
+    if (rc == 0 && it->cursor.next_sector != run_part_page_first(p, it->page))
         rc = err_set(&why, -ERR_CORRUPT, "it is another page than the index says");
     if (rc < 0)
         return wrap_page(it, &why, e);
@@ -171,13 +171,12 @@ static int open_page(struct run_iter *it, struct err *e) {
 /* The first sector that cannot belong to the current page. */
 static uint64_t page_end(const struct run_iter *it) {
     const struct run_part *p = current_part(it);
-    return it->page + 1 < p->page_count ? p->page_first[it->page + 1] : p->last_sector + 1;
+    return it->page + 1 < p->page_count ? run_part_page_first(p, it->page + 1) : p->last_sector + 1;
 }
 
 /* --- walking --- */
 
-/* The first part that ends at or behind the sector; part_count when there is none. */
-static size_t find_part(const struct run_index *x, uint64_t sector) {
+size_t run_index_find_part(const struct run_index *x, uint64_t sector) {
     size_t low = 0, high = x->part_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
@@ -194,7 +193,7 @@ static uint32_t find_page(const struct run_part *p, uint64_t sector) {
     uint32_t low = 0, high = p->page_count;
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
-        if (p->page_first[middle] <= sector)
+        if (run_part_page_first(p, middle) <= sector)
             low = middle;
         else
             high = middle;
@@ -202,9 +201,9 @@ static uint32_t find_page(const struct run_part *p, uint64_t sector) {
     return low;
 }
 
-int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e) {
+int run_iter_try_seek(struct run_iter *it, uint64_t sector, struct err *e) {
     const struct run_index *x = &it->reader->index;
-    size_t part = find_part(x, sector);
+    size_t part = run_index_find_part(x, sector);
     if (part == x->part_count) {
         it->part = part;
         it->page_open = false;
@@ -215,7 +214,7 @@ int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e) {
         it->part = part;
         it->page = page;
         int rc = open_page(it, e);
-        if (rc < 0)
+        if (rc != 0)
             return rc;
     }
     struct err why;
@@ -237,7 +236,7 @@ static int take_entry(struct run_iter *it, struct err *e) {
     return 1;
 }
 
-int run_iter_next(struct run_iter *it, struct err *e) {
+int run_iter_try_next(struct run_iter *it, struct err *e) {
     const struct run_index *x = &it->reader->index;
     for (;;) {
         if (it->page_open) {
@@ -257,7 +256,55 @@ int run_iter_next(struct run_iter *it, struct err *e) {
         if (it->part == x->part_count)
             return 0;
         int rc = open_page(it, e);
+        if (rc != 0)
+            return rc;
+    }
+}
+
+int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e) {
+    int rc;
+    while ((rc = run_iter_try_seek(it, sector, e)) == RUN_ITER_WANTS_LOAD) {
+        rc = run_iter_load(it, e);
         if (rc < 0)
             return rc;
     }
+    return rc;
+}
+
+int run_iter_next(struct run_iter *it, struct err *e) {
+    int rc;
+    while ((rc = run_iter_try_next(it, e)) == RUN_ITER_WANTS_LOAD) {
+        rc = run_iter_load(it, e);
+        if (rc < 0)
+            return rc;
+    }
+    return rc;
+}
+
+int run_reader_shares(struct run_reader *r, size_t part, struct run_share **ret, size_t *ret_count,
+                      struct err *e) {
+    CHECK(part < r->index.part_count);
+    const struct run_part *p = &r->index.parts[part];
+    char key[KEY_MAX];
+    CLEANUP_BUF struct buf body = {0};
+    key_map(key, &r->index.volumes[p->ref.volume], &p->ref.id);
+    uint64_t off = (uint64_t)p->page_count * RUN_PAGE_SIZE;
+    int rc = objstore_get_range(r->store, key, off, p->shares_len, &body, e);
+    if (rc < 0)
+        return rc;
+    struct err why = {0};
+    size_t count = 0;
+    struct run_share *shares = NULL;
+    if (body.len != p->shares_len)
+        rc = err_set(&why, -ERR_CORRUPT, "%zu bytes of shares instead of %u", body.len,
+                     p->shares_len);
+    else
+        rc = run_shares_decode(&shares, &count, buf_view(&body), &why);
+    if (rc < 0) {
+        err_wrap(&why, "'%s'", key);
+        return err_copy(e, &why);
+    }
+    *ret = shares;
+    *ret_count = count;
+    return 0;
 }

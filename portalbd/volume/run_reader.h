@@ -19,6 +19,12 @@ void run_reader_unref(
 /* Borrowed as long as the reader: parts, usage, table of volumes. */
 const struct run_index *run_reader_index(const struct run_reader *r);
 
+/* The first part that ends at or behind the sector; part_count when there is none. */
+size_t run_index_find_part(const struct run_index *x, uint64_t sector);
+/* fiber. What a part's entries take from objects; *ret is the caller's (free). */
+int run_reader_shares(struct run_reader *r, size_t part, struct run_share **ret, size_t *ret_count,
+                      struct err *e);
+
 enum { RUN_READ_AHEAD_MAX = 256 }; /* pages */
 
 /* Walks entries in the order of sectors. entry.ref.volume indexes run_reader_index()->volumes;
@@ -45,3 +51,10 @@ void run_iter_release(struct run_iter *it);
 int run_iter_seek(struct run_iter *it, uint64_t sector, struct err *e);
 /* fiber. 1: it->entry is set; 0: the run has ended; < 0: an error. */
 int run_iter_next(struct run_iter *it, struct err *e);
+
+/* The same two without waiting, on any thread as long as the iterator is nobody else's:
+ * RUN_ITER_WANTS_LOAD asks for run_iter_load and then the same call again. */
+enum { RUN_ITER_WANTS_LOAD = 2 };
+int run_iter_try_seek(struct run_iter *it, uint64_t sector, struct err *e);
+int run_iter_try_next(struct run_iter *it, struct err *e);
+int run_iter_load(struct run_iter *it, struct err *e); /* fiber */

@@ -2,30 +2,67 @@
  *
  * Entries wait one deep, so that neighbours can be joined: holes and zeroes of one kind, and data
  * whose frames follow each other in one object. From there they go into the page being built, full
- * pages into the part being built, full parts to the store, and in the end the index. Memory is one
- * part and the index.
+ * pages into a chunk, chunks to the store as parts, and in the end the index. Memory is one and a
+ * half parts and the index.
  *
- * I1  Objects that a run names in its usage table are there once each, in the order of first use;
- *     its pages name them by that number.
- * I2  Nothing is named by anybody until the index is stored and the caller's manifest names it. */
+ *   entry -> pending -> page -> chunks[0] of part_size; what comes then -> chunks[1]
+ *                               chunks[1] is half of it: chunks[0] is stored, and [1] becomes [0]
+ *                               something else must come next: both are stored as one part
+ *
+ * So a part that is written anew with a few entries more stays one part, and no crumbs remain.
+ *
+ * With a base, its parts may be named again unread. The usage table then begins with what the base
+ * charges objects with, and in the end the shares of the parts that were not named again are taken
+ * off it.
+ *
+ * I1  Objects that a run names in its usage table are there once each; its pages name them by
+ *     that number. What is charged is the sum of the shares of its parts.
+ * I2  Nothing is named by anybody until the index is stored and the caller's manifest names it.
+ * I3  Parts are in order and do not overlap. */
 #include "portalbd/volume/run_writer.h"
 
 #include <stdlib.h>
 
+#include "common/mutant.h"
+#include "portalbd/volume/usage_table.h"
+
 enum {
-    PART_TARGET = 8 * 1024 * 1024, /* bytes: smaller than the format's limit, to bound memory */
-    SLOTS_MIN = 64,                /* of the table of references */
+    PART_SIZE_DEFAULT = 8 * 1024 * 1024, /* bytes: below the format's limit, to bound memory */
+    PART_SIZE_MIN = 2 * RUN_PAGE_SIZE,
+    PART_SMALL = 4,                /* a part of less than one in so many of the size is small */
     ENCODE_INLINE_MAX = 16 * 1024, /* objects and pages of an index; larger ones are a job */
 };
-_Static_assert(PART_TARGET <= (int)RUN_PART_SIZE_MAX, "a part of format 1");
-_Static_assert(PART_TARGET % (int)RUN_PAGE_SIZE == 0, "parts hold whole pages");
+_Static_assert(PART_SIZE_DEFAULT * 2 <= (int)RUN_PART_SIZE_MAX, "a part of format 1");
+
+/* Bytes of objects, by their numbers. */
+struct charges {
+    uint64_t *bytes; /* owned; of each number below `cap` */
+    size_t cap;
+    struct run_share *shares; /* owned; the numbers that have any */
+    size_t count;
+    size_t shares_cap;
+};
+
+/* A part in the making. */
+struct chunk {
+    struct buf pages;
+    uint64_t *page_first; /* owned */
+    size_t page_count;
+    size_t page_cap;
+    uint64_t end; /* behind its last entry */
+    uint64_t sectors;
+    uint32_t entries;
+    struct charges charges;
+};
 
 struct run_writer {
     struct env *env;
     struct objstore *store; /* borrowed */
     struct volume_key own;
+    size_t part_size;
     struct run_index index;
-    size_t usage_cap;
+    struct usage_table table;
+    uint64_t stored_bytes; /* of parts, those taken over too */
 
     struct map_entry pending; /* the last entry; count 0: none */
     uint16_t pending_lens[EXTENT_FRAMES_MAX];
@@ -33,165 +70,229 @@ struct run_writer {
 
     uint8_t page[RUN_PAGE_SIZE];
     struct run_page_builder builder;
-    struct buf part;      /* full pages */
-    uint64_t *page_first; /* owned; of the part's pages */
-    size_t page_count;
-    size_t page_cap;
-    uint64_t part_end; /* behind the last entry of the part's pages */
-    uint64_t stored_bytes;
+    struct chunk chunks[2]; /* [1] is empty unless [0] has part_size */
 
-    uint32_t *slots; /* owned: open addressing, number in the usage table + 1; 0: free */
-    size_t slot_count;
+    struct run_reader *base; /* borrowed; NULL: none */
+    bool *reused;            /* owned; of each part of base */
+    size_t reused_count;
 };
 
 struct run_writer *run_writer_new(struct env *env, struct objstore *store,
-                                  const struct volume_key *own) {
+                                  const struct volume_key *own, uint32_t part_size) {
     struct run_writer *w = NEW(struct run_writer);
     w->env = env;
     w->store = store;
     w->own = *own;
-    w->index.volumes = xcalloc(RUN_VOLUMES_MAX, sizeof *w->index.volumes);
-    w->slot_count = SLOTS_MIN;
-    w->slots = xcalloc(w->slot_count, sizeof *w->slots);
+    w->part_size = part_size ? MAX(part_size, (uint32_t)PART_SIZE_MIN) : PART_SIZE_DEFAULT;
+    CHECK(w->part_size <= PART_SIZE_DEFAULT);
+    usage_table_init(&w->table, &w->index);
     env_random(env, w->index.nonce.bytes, RANDOM_ID_SIZE);
     run_page_start(&w->builder, w->page);
     return w;
 }
 
+static void chunk_release(struct chunk *c) {
+    buf_release(&c->pages);
+    free(c->page_first);
+    free(c->charges.bytes);
+    free(c->charges.shares);
+}
+
 void run_writer_free(struct run_writer *w) {
+    usage_table_release(&w->table);
     run_index_release(&w->index);
-    buf_release(&w->part);
-    free(w->page_first);
-    free(w->slots);
+    for (size_t i = 0; i < ARRAY_LEN(w->chunks); i++)
+        chunk_release(&w->chunks[i]);
+    free(w->reused);
     free(w);
 }
 
-/* --- tables of volumes and objects --- */
+void run_writer_inherit(struct run_writer *w, struct run_reader *base) {
+    CHECK(!w->base && w->index.usage_count == 0);
+    w->base = base;
+    w->reused = xcalloc(MAX(run_reader_index(base)->part_count, 1), sizeof *w->reused);
+    usage_table_inherit(&w->table, run_reader_index(base));
+}
 
-static int volume_index(struct run_writer *w, const struct volume_key *v, uint16_t *ret,
-                        struct err *e) {
-    struct run_index *x = &w->index;
-    for (size_t i = 0; i < x->volume_count; i++) {
-        if (volume_key_equal(&x->volumes[i], v)) {
-            *ret = (uint16_t)i;
-            return 0;
-        }
+/* --- charges --- */
+
+static void charge(struct charges *c, uint32_t number, uint64_t bytes) {
+    CHECK(bytes > 0);
+    if (number >= c->cap) {
+        size_t cap = MAX((size_t)number + 1, c->cap * 2);
+        c->bytes = xrealloc(c->bytes, cap * sizeof *c->bytes);
+        memset(c->bytes + c->cap, 0, (cap - c->cap) * sizeof *c->bytes);
+        c->cap = cap;
     }
-    if (x->volume_count == RUN_VOLUMES_MAX)
-        return err_set(e, -ERR_OVERLOAD, "a map run of more than %d volumes", RUN_VOLUMES_MAX);
-    *ret = (uint16_t)x->volume_count;
-    x->volumes[x->volume_count++] = *v;
-    return 0;
-}
-
-static size_t slot_of(const struct run_writer *w, const struct obj_ref *ref) {
-    uint64_t id;
-    memcpy(&id, ref->id.bytes, sizeof id);
-    uint64_t h = (ref->seq ^ id) * UINT64_C(0x9e3779b97f4a7c15);
-    h = (h ^ ((uint64_t)ref->volume << 8 | ref->kind)) * UINT64_C(0xff51afd7ed558ccd);
-    return (size_t)(h >> 32) & (w->slot_count - 1);
-}
-
-/* The slot where the reference is, or would go. */
-static uint32_t *find_slot(struct run_writer *w, const struct obj_ref *ref) {
-    size_t i = slot_of(w, ref);
-    while (w->slots[i] != 0 && !obj_ref_equal(&w->index.usage[w->slots[i] - 1].ref, ref))
-        i = (i + 1) & (w->slot_count - 1);
-    return &w->slots[i];
-}
-
-static void slots_grow(struct run_writer *w) {
-    free(w->slots);
-    w->slot_count *= 2;
-    w->slots = xcalloc(w->slot_count, sizeof *w->slots);
-    for (size_t i = 0; i < w->index.usage_count; i++)
-        *find_slot(w, &w->index.usage[i].ref) = (uint32_t)i + 1;
-}
-
-/* The number of an object in the usage table. */
-static int ref_index(struct run_writer *w, const struct obj_ref *ref, uint32_t *ret,
-                     struct err *e) {
-    struct run_index *x = &w->index;
-    uint32_t *slot = find_slot(w, ref);
-    if (*slot == 0) {
-        if (x->usage_count == RUN_USAGE_MAX)
-            return err_set(e, -ERR_OVERLOAD, "a map run of more than %d objects", RUN_USAGE_MAX);
-        if (x->usage_count == w->usage_cap) {
-            w->usage_cap = MAX(w->usage_cap * 2, 16);
-            x->usage = xrealloc(x->usage, w->usage_cap * sizeof *x->usage);
+    if (c->bytes[number] == 0) {
+        if (c->count == c->shares_cap) {
+            c->shares_cap = MAX(c->shares_cap * 2, 64);
+            c->shares = xrealloc(c->shares, c->shares_cap * sizeof *c->shares);
         }
-        x->usage[x->usage_count++] = (struct run_usage){.ref = *ref};
-        *slot = (uint32_t)x->usage_count;
-        *ret = *slot - 1;
-        if (x->usage_count * 2 > w->slot_count)
-            slots_grow(w);
-        return 0;
+        c->shares[c->count++] = (struct run_share){.number = number};
     }
-    *ret = *slot - 1;
-    return 0;
+    c->bytes[number] += bytes;
+}
+
+static int compare_shares(const void *a, const void *b) {
+    const struct run_share *x = a, *y = b;
+    return (x->number > y->number) - (x->number < y->number);
+}
+
+/* Appends them in their encoding, and forgets them. */
+static void charges_encode(struct charges *c, struct buf *out) {
+    if (c->count > 0)
+        qsort(c->shares, c->count, sizeof *c->shares, compare_shares);
+    for (size_t i = 0; i < c->count; i++) {
+        c->shares[i].bytes = c->bytes[c->shares[i].number];
+        c->bytes[c->shares[i].number] = 0;
+    }
+    run_shares_encode(out, c->shares, c->count);
+    c->count = 0;
+}
+
+static void charges_move(struct charges *to, struct charges *from) {
+    for (size_t i = 0; i < from->count; i++) {
+        uint32_t number = from->shares[i].number;
+        charge(to, number, from->bytes[number]);
+        from->bytes[number] = 0;
+    }
+    from->count = 0;
 }
 
 /* --- pages and parts --- */
 
-static void page_flush(struct run_writer *w) {
-    run_page_finish(&w->builder);
-    buf_append(&w->part, w->page, RUN_PAGE_SIZE);
-    if (w->page_count == w->page_cap) {
-        w->page_cap = MAX(w->page_cap * 2, 16);
-        w->page_first = xrealloc(w->page_first, w->page_cap * sizeof *w->page_first);
+/* Where the page that is being built goes. */
+static struct chunk *current_chunk(struct run_writer *w) {
+    return &w->chunks[w->chunks[0].pages.len >= w->part_size ? 1 : 0];
+}
+
+static void chunk_add_page(struct chunk *c, const uint8_t *page, uint64_t first) {
+    buf_append(&c->pages, page, RUN_PAGE_SIZE);
+    if (c->page_count == c->page_cap) {
+        c->page_cap = MAX(c->page_cap * 2, 16);
+        c->page_first = xrealloc(c->page_first, c->page_cap * sizeof *c->page_first);
     }
-    w->page_first[w->page_count++] = w->builder.first_sector;
-    w->part_end = w->builder.next_sector;
+    c->page_first[c->page_count++] = first;
+}
+
+static void page_flush(struct run_writer *w) {
+    struct chunk *c = current_chunk(w);
+    run_page_finish(&w->builder);
+    chunk_add_page(c, w->page, w->builder.first_sector);
+    c->end = w->builder.next_sector;
     run_page_start(&w->builder, w->page);
 }
 
-/* fiber. Stores the part. */
-static int part_flush(struct run_writer *w, struct err *e) {
+static struct run_part *add_part(struct run_writer *w, struct err *e) {
     struct run_index *x = &w->index;
-    CHECK(w->page_count > 0);
-    CHECK(w->part.len == w->page_count * RUN_PAGE_SIZE);
-    if (x->part_count == RUN_PARTS_MAX)
-        return err_set(e, -ERR_OVERLOAD, "a map run of more than %d parts", RUN_PARTS_MAX);
-    struct run_part p = {.ref = {.kind = OBJ_MAP},
-                         .first_sector = w->page_first[0],
-                         .last_sector = w->part_end - 1,
-                         .page_count = (uint32_t)w->page_count};
-    int rc = volume_index(w, &w->own, &p.ref.volume, e);
+    if (x->part_count == RUN_PARTS_MAX) {
+        err_set_text(e, -ERR_OVERLOAD, "a map run of more than %d parts", RUN_PARTS_MAX);
+        return NULL;
+    }
+    x->parts = xrealloc(x->parts, (x->part_count + 1) * sizeof *x->parts);
+    struct run_part *p = &x->parts[x->part_count];
+    *p = (struct run_part){0};
+    return p;
+}
+
+/* Its end: it counts from now on. */
+static void part_added(struct run_writer *w, const struct run_part *p) {
+    struct run_index *x = &w->index;
+    CHECK(x->part_count == 0 || p->first_sector > x->parts[x->part_count - 1].last_sector);
+    x->entry_count += p->entries;
+    x->part_count++;
+    w->stored_bytes += run_part_size(p);
+}
+
+static void chunk_clear(struct chunk *c) {
+    buf_clear(&c->pages);
+    c->page_count = 0;
+    c->sectors = 0;
+    c->entries = 0;
+}
+
+/* fiber. Stores chunks[0] and empties it. */
+static int store_part(struct run_writer *w, struct err *e) {
+    struct chunk *c = &w->chunks[0];
+    CHECK(c->page_count > 0);
+    CHECK(c->pages.len == c->page_count * RUN_PAGE_SIZE);
+    CHECK(c->pages.len <= RUN_PART_SIZE_MAX);
+    struct run_part *p = add_part(w, e);
+    uint16_t own;
+    int rc = p ? usage_table_volume(&w->table, &w->own, &own, e) : -ERR_OVERLOAD;
     if (rc < 0)
         return rc;
     char key[KEY_MAX];
-    env_random(w->env, p.ref.id.bytes, RANDOM_ID_SIZE);
-    key_map(key, &w->own, &p.ref.id);
-    rc = objstore_put(w->store, key, buf_view(&w->part), NULL, e);
+    p->ref = (struct obj_ref){.kind = OBJ_MAP, .volume = own};
+    env_random(w->env, p->ref.id.bytes, RANDOM_ID_SIZE);
+    key_map(key, &w->own, &p->ref.id);
+    charges_encode(&c->charges, &c->pages);
+    p->first_sector = c->page_first[0];
+    p->last_sector = c->end - 1;
+    p->sectors = c->sectors;
+    p->entries = c->entries;
+    p->page_count = (uint32_t)c->page_count;
+    p->shares_len = (uint32_t)(c->pages.len - c->page_count * RUN_PAGE_SIZE);
+    rc = objstore_put(w->store, key, buf_view(&c->pages), NULL, e);
     if (rc < 0)
         return rc;
-    w->stored_bytes += w->part.len;
-    p.page_first = xcalloc(w->page_count, sizeof *p.page_first);
-    memcpy(p.page_first, w->page_first, w->page_count * sizeof *p.page_first);
-    x->parts = xrealloc(x->parts, (x->part_count + 1) * sizeof *x->parts);
-    x->parts[x->part_count++] = p;
-    buf_clear(&w->part);
-    w->page_count = 0;
+    p = &w->index.parts[w->index.part_count];
+    run_part_set_fences(p, c->page_first);
+    part_added(w, p);
+    chunk_clear(c);
     return 0;
+}
+
+bool run_writer_full(const struct run_writer *w) {
+    return w->chunks[1].pages.len * 2 >= w->part_size;
+}
+
+int run_writer_store(struct run_writer *w, struct err *e) {
+    CHECK(run_writer_full(w));
+    int rc = store_part(w, e);
+    if (rc < 0)
+        return rc;
+    struct chunk first = w->chunks[0];
+    w->chunks[0] = w->chunks[1];
+    w->chunks[1] = first;
+    return 0;
+}
+
+/* Both chunks become one. */
+static void join_chunks(struct run_writer *w) {
+    struct chunk *to = &w->chunks[0], *from = &w->chunks[1];
+    for (size_t i = 0; i < from->page_count; i++)
+        chunk_add_page(to, from->pages.data + i * RUN_PAGE_SIZE, from->page_first[i]);
+    if (from->page_count > 0)
+        to->end = from->end;
+    to->sectors += from->sectors;
+    to->entries += from->entries;
+    charges_move(&to->charges, &from->charges);
+    chunk_clear(from);
 }
 
 /* --- entries --- */
 
-/* fiber. The pending entry goes into the page. */
-static int pending_flush(struct run_writer *w, struct err *e) {
+/* The pending entry goes into the page. */
+static void pending_flush(struct run_writer *w) {
     struct map_entry *m = &w->pending;
     if (m->count == 0)
-        return 0;
+        return;
     if (!run_page_add(&w->builder, m, w->pending_ref)) {
         page_flush(w);
         bool fits = run_page_add(&w->builder, m, w->pending_ref);
         CHECK(fits);
     }
-    if (m->kind == EXTENT_DATA)
-        w->index.usage[w->pending_ref].bytes += map_entry_stored_len(m);
-    w->index.entry_count++;
+    struct chunk *c = current_chunk(w);
+    if (m->kind == EXTENT_DATA) {
+        uint64_t bytes = map_entry_stored_len(m);
+        w->index.usage[w->pending_ref].bytes += bytes;
+        charge(&c->charges, w->pending_ref, bytes);
+    }
+    c->sectors += m->count;
+    c->entries++;
     m->count = 0;
-    return w->part.len >= PART_TARGET ? part_flush(w, e) : 0;
 }
 
 /* Can `m`, whose object has this number, be one entry with the pending one? */
@@ -216,40 +317,133 @@ static void pending_join(struct run_writer *w, const struct map_entry *m) {
     p->len_count = (uint16_t)(p->len_count + m->len_count);
 }
 
-static void pending_set(struct run_writer *w, const struct map_entry *m, const struct obj_ref *ref,
-                        uint32_t number) {
+static void pending_set(struct run_writer *w, const struct map_entry *m, uint32_t number) {
     w->pending = *m;
-    w->pending.ref = *ref;
     w->pending_ref = number;
+    w->pending.ref = (struct obj_ref){0};
     if (m->kind == EXTENT_DATA) {
         CHECK(m->len_count <= EXTENT_FRAMES_MAX);
         memcpy(w->pending_lens, m->lens, m->len_count * sizeof *m->lens);
+        w->pending.ref = w->index.usage[number].ref;
         w->pending.lens = w->pending_lens;
     }
 }
 
+int run_writer_number(struct run_writer *w, const struct obj_ref *ref,
+                      const struct volume_key *owner, uint32_t *ret, struct err *e) {
+    struct obj_ref own = *ref;
+    int rc = usage_table_volume(&w->table, owner, &own.volume, e);
+    return rc < 0 ? rc : usage_table_number(&w->table, &own, ret, e);
+}
+
+void run_writer_put(struct run_writer *w, const struct map_entry *entry, uint32_t number) {
+    CHECK(entry->count >= 1);
+    CHECK(!run_writer_full(w));
+    CHECK(w->pending.count == 0 || entry->sector >= w->pending.sector + w->pending.count);
+    CHECK(entry->kind != EXTENT_DATA || number < w->index.usage_count);
+    if (joins(w, entry, number)) {
+        pending_join(w, entry);
+        return;
+    }
+    pending_flush(w);
+    pending_set(w, entry, number);
+}
+
 int run_writer_add(struct run_writer *w, const struct map_entry *entry,
                    const struct volume_key *owner, struct err *e) {
-    CHECK(entry->count >= 1);
     CHECK((entry->kind == EXTENT_DATA) == (owner != NULL));
-    CHECK(w->pending.count == 0 || entry->sector >= w->pending.sector + w->pending.count);
-    struct obj_ref ref = {0};
     uint32_t number = 0;
-    int rc = 0;
-    if (owner) {
-        ref = entry->ref;
-        rc = volume_index(w, owner, &ref.volume, e);
-        if (rc == 0)
-            rc = ref_index(w, &ref, &number, e);
-    }
-    if (rc == 0 && joins(w, entry, number)) {
-        pending_join(w, entry);
+    int rc = owner ? run_writer_number(w, &entry->ref, owner, &number, e) : 0;
+    if (rc < 0)
+        return rc;
+    run_writer_put(w, entry, number);
+    return run_writer_full(w) ? run_writer_store(w, e) : 0;
+}
+
+/* fiber. Everything that came so far is stored. */
+static int flush_all(struct run_writer *w, struct err *e) {
+    pending_flush(w);
+    if (w->builder.entries > 0)
+        page_flush(w);
+    if (w->chunks[0].page_count == 0)
         return 0;
+    join_chunks(w);
+    return store_part(w, e);
+}
+
+/* --- parts of the base --- */
+
+bool run_writer_may_reuse(const struct run_writer *w, size_t part) {
+    size_t small = w->part_size / PART_SMALL;
+    size_t making = w->chunks[0].pages.len;
+    if (!w->base)
+        return false;
+    if (making == 0 && (w->builder.entries > 0 || w->pending.count > 0))
+        making = 1;
+    const struct run_part *p = &run_reader_index(w->base)->parts[part];
+    return (size_t)p->page_count * RUN_PAGE_SIZE >= small && (making == 0 || making >= small);
+}
+
+int run_writer_reuse(struct run_writer *w, size_t part, struct err *e) {
+    CHECK(w->base && !w->reused[part]);
+    const struct run_part *from = &run_reader_index(w->base)->parts[part];
+    int rc = flush_all(w, e);
+    if (rc < 0)
+        return rc;
+    struct run_part *p = add_part(w, e);
+    if (!p)
+        return -ERR_OVERLOAD;
+    *p = *from; /* the numbers of volumes are the base's */
+    size_t fences = p->page_count - 1;
+    if (from->fences) {
+        p->fences = xmalloc(fences * sizeof *p->fences);
+        memcpy(p->fences, from->fences, fences * sizeof *p->fences);
     }
-    if (rc == 0)
-        rc = pending_flush(w, e);
-    if (rc == 0)
-        pending_set(w, entry, &ref, number);
+    if (from->fences_wide) {
+        p->fences_wide = xmalloc(fences * sizeof *p->fences_wide);
+        memcpy(p->fences_wide, from->fences_wide, fences * sizeof *p->fences_wide);
+    }
+    part_added(w, p);
+    w->reused[part] = true;
+    w->reused_count++;
+    return 0;
+}
+
+/* Less of what the base charged. What it says there was is another's word: checked. */
+static int discharge(struct run_writer *w, uint32_t number, uint64_t bytes, struct err *e) {
+    if (number >= w->index.usage_count || w->index.usage[number].bytes < bytes)
+        return err_set(e, -ERR_CORRUPT, "map run: its parts take more of object %u than it says",
+                       number);
+    w->index.usage[number].bytes -= bytes;
+    return 0;
+}
+
+static int discharge_part(struct run_writer *w, size_t part, struct err *e) {
+    struct run_share *shares;
+    size_t count;
+    int rc = run_reader_shares(w->base, part, &shares, &count, e);
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        rc = discharge(w, shares[i].number, shares[i].bytes, e);
+    free(shares);
+    return rc;
+}
+
+/* fiber. What parts of the base that are not part of this run took of objects is given back. */
+static int discharge_base(struct run_writer *w, struct err *e) {
+    const struct run_index *x = run_reader_index(w->base);
+    int rc = 0;
+    if (MUTANT("merge-keeps-usage"))
+        return 0;
+    if (w->reused_count == 0) { /* all of it, then: no need to ask each part */
+        for (size_t i = 0; rc == 0 && i < x->usage_count; i++)
+            rc = discharge(w, (uint32_t)i, x->usage[i].bytes, e);
+        return rc;
+    }
+    for (size_t i = 0; rc == 0 && i < x->part_count; i++)
+        if (!w->reused[i] || MUTANT("merge-discharges-reused"))
+            rc = discharge_part(w, i, e);
     return rc;
 }
 
@@ -271,6 +465,7 @@ static int index_store(struct run_writer *w, struct root_run *ret_run, struct er
     CLEANUP_BUF struct buf body = {0};
     struct err why = {0};
     struct encode_job job = {.index = &w->index, .out = &body, .e = &why};
+    usage_table_finish(&w->table);
     size_t pages = (size_t)(w->stored_bytes / RUN_PAGE_SIZE);
     if (w->index.usage_count + pages <= ENCODE_INLINE_MAX)
         encode(&job);
@@ -291,16 +486,14 @@ static int index_store(struct run_writer *w, struct root_run *ret_run, struct er
 }
 
 int run_writer_finish(struct run_writer *w, struct root_run *ret_run, struct err *e) {
-    int rc = pending_flush(w, e);
+    int rc = flush_all(w, e);
     if (rc < 0)
         return rc;
-    if (w->index.entry_count == 0) {
+    if (w->index.part_count == 0) {
         *ret_run = (struct root_run){0};
         return 0;
     }
-    if (w->builder.entries > 0)
-        page_flush(w);
-    if (w->page_count > 0)
-        rc = part_flush(w, e);
+    if (w->base)
+        rc = discharge_base(w, e);
     return rc < 0 ? rc : index_store(w, ret_run, e);
 }

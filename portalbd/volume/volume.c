@@ -150,7 +150,7 @@ struct volume *volume_new(const struct volume_config *config) {
     c->gc_live_percent = c->gc_live_percent ? c->gc_live_percent : GC_LIVE_PERCENT_DEFAULT;
     c->gc_move_bytes = c->gc_move_bytes ? c->gc_move_bytes : GC_MOVE_BYTES_DEFAULT;
     c->gc_delay_us = c->gc_delay_us ? c->gc_delay_us : GC_DELAY_DEFAULT_US;
-    CHECK(c->runs_max < ROOT_RUNS_MAX - 1);
+    CHECK(c->runs_max < ROOT_RUNS_MAX / 2);
     v->env = c->env;
     v->store = c->store;
     v->dev = (struct blockdev){

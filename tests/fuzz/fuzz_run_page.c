@@ -58,7 +58,7 @@ static void decode(const struct run_index *x, struct view page) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct run_usage usage[REFS];
     for (size_t i = 0; i < REFS; i++)
-        usage[i] = (struct run_usage){.ref = {.kind = OBJ_LOG, .seq = i + 1}};
+        usage[i] = (struct run_usage){.ref = {.kind = OBJ_LOG, .seq = i + 1}, .bytes = 1};
     const struct run_index x = {.usage = usage, .usage_count = REFS};
     decode(&x, view_of(data, size));
     uint8_t page[RUN_PAGE_SIZE] = {0};

@@ -143,36 +143,40 @@ static int recode_segment(struct buf *out, struct view in, struct err *e) {
 
 /* --- runs --- */
 
-enum { SAMPLE_REFS = 4, SAMPLE_ENTRIES = 100 };
+enum { SAMPLE_REFS = 4, SAMPLE_USAGE = 6, SAMPLE_ENTRIES = 100 };
 
 static void sample_index(struct run_index *x) {
     *x = (struct run_index){.volume_count = 2,
-                            .usage_count = SAMPLE_REFS,
+                            .usage_count = SAMPLE_USAGE,
                             .part_count = 2,
                             .entry_count = 777,
                             .nonce = id_of(0xc3)};
     x->volumes = xcalloc(2, sizeof *x->volumes);
     x->volumes[0] = key_of(ID_VOLUME, "golden", 1);
     x->volumes[1] = key_of(ID_VOLUME, "parent", 0xffffffffffffff);
-    x->usage = xcalloc(SAMPLE_REFS, sizeof *x->usage);
+    x->usage = xcalloc(SAMPLE_USAGE, sizeof *x->usage);
     x->usage[0] = (struct run_usage){{.kind = OBJ_LOG, .seq = 100}, 4108};
-    x->usage[1] = (struct run_usage){{.kind = OBJ_LOG, .volume = 1, .seq = 7}, 0};
+    x->usage[1] = (struct run_usage){{.kind = OBJ_LOG, .volume = 1, .seq = 7}, 1};
     x->usage[2] = (struct run_usage){{.kind = OBJ_MOVED, .id = id_of(0xd4)}, 1 << 24};
     x->usage[3] = (struct run_usage){{.kind = OBJ_LOG, .seq = UINT64_C(1) << 40}, 12345};
+    x->usage[5] = (struct run_usage){{.kind = OBJ_LOG, .seq = 99}, 5}; /* number 4 is free */
     x->parts = xcalloc(2, sizeof *x->parts);
     x->parts[0] = (struct run_part){.ref = {.kind = OBJ_MAP, .id = id_of(0xe5)},
                                     .first_sector = 5,
                                     .last_sector = 9999,
-                                    .page_count = 3};
+                                    .sectors = 9000,
+                                    .entries = 700,
+                                    .page_count = 3,
+                                    .shares_len = 30};
     x->parts[1] = (struct run_part){.ref = {.kind = OBJ_MAP, .volume = 1, .id = id_of(0xe6)},
                                     .first_sector = UINT64_C(1) << 40,
                                     .last_sector = SECTORS_MAX - 1,
-                                    .page_count = 1};
-    for (size_t i = 0; i < 2; i++) {
-        x->parts[i].page_first = xcalloc(x->parts[i].page_count, sizeof(uint64_t));
-        for (size_t j = 0; j < x->parts[i].page_count; j++)
-            x->parts[i].page_first[j] = x->parts[i].first_sector + j * 1000;
-    }
+                                    .sectors = UINT64_C(1) << 40,
+                                    .entries = 77,
+                                    .page_count = 2,
+                                    .shares_len = 20};
+    run_part_set_fences(&x->parts[0], (uint64_t[]){5, 1005, 2005});
+    run_part_set_fences(&x->parts[1], (uint64_t[]){UINT64_C(1) << 40, UINT64_C(3) << 40});
 }
 
 static void encode_run_index(struct buf *out) {
@@ -241,6 +245,23 @@ static int recode_run_page(struct buf *out, struct view in, struct err *e) {
             run_page_finish(&b);
     }
     run_index_release(&x);
+    return rc;
+}
+
+static void encode_run_shares(struct buf *out) {
+    const struct run_share shares[] = {
+        {0, 4108}, {1, 1}, {2, 1 << 24}, {300, UINT64_C(1) << 61}, {RUN_USAGE_MAX - 1, 77}};
+    run_shares_encode(out, shares, ARRAY_LEN(shares));
+}
+
+static int recode_run_shares(struct buf *out, struct view in, struct err *e) {
+    struct run_share *shares;
+    size_t count;
+    int rc = run_shares_decode(&shares, &count, in, e);
+    if (rc == 0) {
+        run_shares_encode(out, shares, count);
+        free(shares);
+    }
     return rc;
 }
 
@@ -546,6 +567,7 @@ static const struct sample samples[] = {
     {"fence.bin", encode_fence, recode_segment, false},
     {"run_index.bin", encode_run_index, recode_run_index, false},
     {"run_page.bin", encode_run_page, recode_run_page, false},
+    {"run_shares.bin", encode_run_shares, recode_run_shares, false},
     {"manifest.json", encode_manifest, recode_manifest, false},
     {"pin_claim.json", encode_pin_claim, recode_pin_claim, false},
     {"pin_root.json", encode_pin_root, recode_pin_root, false},

@@ -40,8 +40,7 @@ void needs_release(struct needs *n) {
 static struct run_needs *make_run_needs(char *index, const struct run_index *x) {
     struct run_needs *r = NEW(struct run_needs);
     char key[KEY_MAX];
-    *r = (struct run_needs){
-        .index = index, .part_count = x->part_count, .used_count = x->usage_count};
+    *r = (struct run_needs){.index = index, .part_count = x->part_count};
     r->parts = xcalloc(MAX(x->part_count, (size_t)1), sizeof *r->parts);
     for (size_t i = 0; i < x->part_count; i++) {
         key_of_ref(key, &x->volumes[x->parts[i].ref.volume], &x->parts[i].ref);
@@ -49,8 +48,10 @@ static struct run_needs *make_run_needs(char *index, const struct run_index *x) 
     }
     r->used = xcalloc(MAX(x->usage_count, (size_t)1), sizeof *r->used);
     for (size_t i = 0; i < x->usage_count; i++) {
+        if (run_usage_is_free(&x->usage[i]))
+            continue;
         key_of_ref(key, &x->volumes[x->usage[i].ref.volume], &x->usage[i].ref);
-        r->used[i] = xstrdup(key);
+        r->used[r->used_count++] = xstrdup(key);
     }
     qsort(r->parts, r->part_count, sizeof *r->parts, compare_keys);
     qsort(r->used, r->used_count, sizeof *r->used, compare_keys);

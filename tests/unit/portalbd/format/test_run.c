@@ -30,7 +30,7 @@ static struct run_index make_index(void) {
     x.usage = xcalloc(REFS, sizeof *x.usage);
     for (size_t i = 0; i < REFS; i++) {
         struct run_usage *u = &x.usage[i];
-        u->bytes = rng(1 << 20);
+        u->bytes = 1 + rng(1 << 20);
         u->ref.volume = (uint16_t)rng(2);
         u->ref.kind = rng(5) == 0 ? OBJ_MOVED : OBJ_LOG;
         if (u->ref.kind == OBJ_LOG)
@@ -223,24 +223,32 @@ static void test_narrow(void **state) {
     assert_true(n.sector == 100 && n.count == 7);
 }
 
+/* Some of them so wide that their fences take eight bytes each. */
 static void add_parts(struct run_index *x, size_t parts) {
     x->parts = xcalloc(parts, sizeof *x->parts);
     x->part_count = parts;
     uint64_t sector = 3;
     for (size_t i = 0; i < parts; i++) {
         struct run_part *p = &x->parts[i];
+        uint64_t page_first[100];
         p->ref = (struct obj_ref){.kind = OBJ_MAP, .volume = (uint16_t)rng(2)};
         memset(p->ref.id.bytes, (int)(i + 1), RANDOM_ID_SIZE);
         p->page_count = (uint32_t)(1 + rng(100));
-        p->page_first = xcalloc(p->page_count, sizeof *p->page_first);
         p->first_sector = sector;
+        uint64_t widest = i % 2 ? 24 : 36;
         for (size_t j = 0; j < p->page_count; j++) {
-            p->page_first[j] = sector;
-            sector += 1 + rng(1 << rng(24));
+            page_first[j] = sector;
+            sector += 1 + rng(UINT64_C(1) << rng(widest));
         }
         p->last_sector = sector - 1;
+        run_part_set_fences(p, page_first);
+        for (uint32_t j = 0; j < p->page_count; j++)
+            assert_true(run_part_page_first(p, j) == page_first[j]);
+        p->entries = p->page_count;
+        p->sectors = p->entries + rng(p->last_sector - p->first_sector + 2 - p->entries);
+        p->shares_len = (uint32_t)rng(100000);
         sector += rng(2) ? 0 : rng(1000);
-        x->entry_count += p->page_count * 7;
+        x->entry_count += p->entries;
     }
 }
 
@@ -249,6 +257,8 @@ static void test_index(void **state) {
     struct run_index x = make_index(), back;
     memset(x.nonce.bytes, 9, sizeof x.nonce.bytes);
     add_parts(&x, 5);
+    for (size_t i = 0; i < REFS; i += 1 + rng(9))
+        x.usage[i] = (struct run_usage){0}; /* free numbers */
     CLEANUP_BUF struct buf a = {0};
     CLEANUP_BUF struct buf b = {0};
     assert_int_equal(run_index_encode(&a, &x, NULL), 0);
@@ -260,9 +270,12 @@ static void test_index(void **state) {
         assert_true(back.usage[i].bytes == x.usage[i].bytes);
     }
     for (size_t i = 0; i < x.part_count; i++) {
-        assert_true(back.parts[i].last_sector == x.parts[i].last_sector);
-        assert_memory_equal(back.parts[i].page_first, x.parts[i].page_first,
-                            x.parts[i].page_count * sizeof(uint64_t));
+        const struct run_part *p = &back.parts[i], *q = &x.parts[i];
+        assert_true(p->last_sector == q->last_sector && p->sectors == q->sectors);
+        assert_true(p->entries == q->entries && p->shares_len == q->shares_len);
+        assert_int_equal(p->page_count, q->page_count);
+        for (uint32_t j = 0; j < p->page_count; j++)
+            assert_true(run_part_page_first(p, j) == run_part_page_first(q, j));
     }
     assert_int_equal(run_index_encode(&b, &back, NULL), 0);
     assert_true(view_equal(buf_view(&a), buf_view(&b)));
@@ -293,11 +306,92 @@ static void test_index_damage(void **state) {
     run_index_release(&back);
 }
 
+/* What cannot be is refused, even under a good checksum. */
+static void test_index_counts(void **state) {
+    (void)state;
+    for (int what = 0; what < 3; what++) {
+        struct run_index x = make_index(), back;
+        add_parts(&x, 1);
+        CLEANUP_BUF struct buf a = {0};
+        x.entry_count += what == 1;
+        if (what == 2) /* a free number */
+            x.usage[0] = (struct run_usage){0};
+        assert_int_equal(run_index_encode(&a, &x, NULL), 0);
+        int rc = run_index_decode(&back, buf_view(&a), NULL);
+        assert_int_equal(rc, what == 1 ? -ERR_CORRUPT : 0);
+        if (rc == 0) {
+            assert_int_equal(run_usage_is_free(&back.usage[0]), what == 2);
+            run_index_release(&back);
+        }
+        run_index_release(&x);
+    }
+}
+
+static void test_free_number(void **state) {
+    (void)state;
+    struct run_index x = make_index();
+    uint8_t page[RUN_PAGE_SIZE];
+    struct run_page_builder b;
+    struct run_page_cursor c;
+    uint16_t len = 100;
+    struct map_entry m = {.sector = 8,
+                          .count = 8,
+                          .kind = EXTENT_DATA,
+                          .off = 96,
+                          .ref = x.usage[7].ref,
+                          .lens = &len,
+                          .len_count = 1};
+    run_page_start(&b, page);
+    assert_true(run_page_add(&b, &m, 7));
+    run_page_finish(&b);
+    assert_int_equal(run_page_open(&c, &x, view_of(page, sizeof page), NULL), 0);
+    assert_int_equal(run_page_next(&c, NULL), 1);
+    x.usage[7] = (struct run_usage){0};
+    assert_int_equal(run_page_open(&c, &x, view_of(page, sizeof page), NULL), 0);
+    assert_int_equal(run_page_next(&c, NULL), -ERR_CORRUPT);
+    run_index_release(&x);
+}
+
+static void test_shares(void **state) {
+    (void)state;
+    enum { SHARES = 1000 };
+    struct run_share in[SHARES], *out;
+    size_t count;
+    uint32_t number = 0;
+    for (size_t i = 0; i < SHARES; i++) {
+        in[i] = (struct run_share){number, 1 + rng(UINT64_C(1) << rng(62))};
+        number += 1 + (uint32_t)rng(4000);
+    }
+    CLEANUP_BUF struct buf a = {0};
+    run_shares_encode(&a, in, SHARES);
+    assert_int_equal(run_shares_decode(&out, &count, buf_view(&a), NULL), 0);
+    assert_int_equal(count, SHARES);
+    for (size_t i = 0; i < SHARES; i++)
+        assert_true(out[i].number == in[i].number && out[i].bytes == in[i].bytes);
+    free(out);
+    buf_clear(&a);
+    run_shares_encode(&a, in, 30);
+    for (size_t bit = 0; bit < a.len * 8; bit++) {
+        a.data[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        assert_int_equal(run_shares_decode(&out, &count, buf_view(&a), NULL), -ERR_CORRUPT);
+        a.data[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
+    for (size_t len = 0; len < a.len; len++)
+        assert_int_equal(run_shares_decode(&out, &count, view_of(a.data, len), NULL), -ERR_CORRUPT);
+    buf_clear(&a);
+    run_shares_encode(&a, NULL, 0);
+    assert_int_equal(run_shares_decode(&out, &count, buf_view(&a), NULL), 0);
+    assert_int_equal(count, 0);
+    free(out);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pages),   cmocka_unit_test(test_page_flips),
-        cmocka_unit_test(test_density), cmocka_unit_test(test_narrow),
-        cmocka_unit_test(test_index),   cmocka_unit_test(test_index_damage),
+        cmocka_unit_test(test_pages),        cmocka_unit_test(test_page_flips),
+        cmocka_unit_test(test_density),      cmocka_unit_test(test_narrow),
+        cmocka_unit_test(test_index),        cmocka_unit_test(test_index_damage),
+        cmocka_unit_test(test_index_counts), cmocka_unit_test(test_free_number),
+        cmocka_unit_test(test_shares),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -227,7 +227,8 @@ static void runs(void *arg) {
     struct run_part part = {.ref = {.kind = OBJ_MAP, .id = part_id},
                             .page_count = 1,
                             .last_sector = 7,
-                            .page_first = (uint64_t[]){0}};
+                            .entries = 1,
+                            .sectors = 8};
     struct run_usage usage[] = {{.ref = {.kind = OBJ_LOG, .seq = 5}, .bytes = 100},
                                 {.ref = {.kind = OBJ_MOVED, .id = moved_id}, .bytes = 100}};
     struct run_index x = {.volumes = &key_v,

@@ -130,7 +130,7 @@ static void insert_zero(struct world *w, uint64_t block, uint64_t age) {
     struct root_run run;
     struct map_entry zero = {
         .sector = block * BLOCK / SECTOR_SIZE, .count = BLOCK / SECTOR_SIZE, .kind = EXTENT_ZERO};
-    struct run_writer *writer = run_writer_new(w->env, w->store, &w->key);
+    struct run_writer *writer = run_writer_new(w->env, w->store, &w->key, 0);
     ok(run_writer_add(writer, &zero, NULL, &e), &e);
     ok(run_writer_finish(writer, &run, &e), &e);
     run_writer_free(writer);
@@ -163,10 +163,9 @@ static void insertion(void *arg) {
     create_volume(w);
     open_volume(w);
     for (int i = 0; i < 3; i++) {
+        write_block(w, 0, (uint8_t)(10 * i + 1)); /* and others, so that none covers another */
         for (uint64_t block = 0; block < 4; block++)
-            write_block(w, block, (uint8_t)(10 * i + 1));
-        if (i == 2)
-            write_block(w, 9, 9);
+            write_block(w, 100 * (uint64_t)(i + 1) + block, (uint8_t)(10 * i + 1));
         checkpoint(w);
         ages[i] = newest_age(w);
     }
@@ -183,12 +182,12 @@ static void insertion(void *arg) {
     open_volume(w);
     assert_list(w, 6, (uint64_t[]){ages[2], ages[2], ages[1], ages[1], ages[1], ages[0]});
     assert_block(w, 0, 0);
-    assert_block(w, 1, 21);
+    assert_block(w, 301, 21);
     settle(w);
     assert_int_equal(w->v->run_count, 1);
     assert_block(w, 0, 0);
-    assert_block(w, 1, 21);
-    assert_block(w, 9, 9);
+    assert_block(w, 301, 21);
+    assert_block(w, 102, 1);
     close_volume(w);
     w->finished = true;
 }
@@ -226,6 +225,60 @@ static void barrier(void *arg) {
     assert_block(w, 0, 7);
     assert_block(w, 1, 0);
     assert_block(w, 14, 2);
+    close_volume(w);
+    w->finished = true;
+}
+
+/* A run that newer ones cover by half is merged at once, however few there are. */
+static void half_covered(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    open_volume(w);
+    for (uint64_t i = 0; i < 8; i++)
+        write_block(w, i, 1);
+    checkpoint(w);
+    write_block(w, 0, 2);
+    checkpoint(w);
+    settle(w);
+    assert_int_equal(w->v->run_count, 2);
+    request(w, BD_TRIM, 0, 7 * BLOCK, NULL);
+    checkpoint(w);
+    settle(w);
+    assert_int_equal(w->v->run_count, 1);
+    const struct run_index *x = run_reader_index(w->v->runs[0]);
+    assert_int_equal(x->entry_count, 1); /* holes are nothing at the bottom */
+    assert_int_equal(x->usage_count, 1);
+    assert_block(w, 7, 1);
+    close_volume(w);
+    w->finished = true;
+}
+
+/* Scattered and local writes by turns over a map of many parts: merges leave most of them alone. */
+static void parts_stay(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    open_volume(w);
+    w->v->config.map_part_size = 2 * RUN_PAGE_SIZE;
+    for (uint64_t i = 0; i < VOLUME_SIZE / BLOCK; i += 1)
+        write_block(w, i * 769 % (VOLUME_SIZE / BLOCK), 1); /* scattered: an entry each */
+    checkpoint(w);
+    settle(w);
+    size_t parts = run_reader_index(w->v->runs[0])->part_count;
+    assert_true(parts >= 2);
+    for (uint64_t i = 0; i < 3; i++) {
+        for (uint64_t block = 0; block < 120; block++)
+            write_block(w, 40 * i + block % 40 * 2, 2);
+        checkpoint(w);
+    }
+    settle(w);
+    assert_int_equal(w->v->run_count, 1);
+    assert_true(w->v->stats.map_parts_reused >= parts / 2);
+    assert_block(w, 0, 2);
+    assert_block(w, 2000, 1);
+    free_volume(w);
+    open_volume(w);
+    assert_block(w, 0, 2);
+    assert_block(w, 2000, 1);
     close_volume(w);
     w->finished = true;
 }
@@ -298,6 +351,16 @@ static void test_barrier(void **state) {
     run_world(barrier);
 }
 
+static void test_half_covered(void **state) {
+    (void)state;
+    run_world(half_covered);
+}
+
+static void test_parts_stay(void **state) {
+    (void)state;
+    run_world(parts_stay);
+}
+
 static void test_bounded(void **state) {
     (void)state;
     run_world(bounded);
@@ -310,10 +373,9 @@ static void test_dropped(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_insertion),
-        cmocka_unit_test(test_barrier),
-        cmocka_unit_test(test_bounded),
-        cmocka_unit_test(test_dropped),
+        cmocka_unit_test(test_insertion),    cmocka_unit_test(test_barrier),
+        cmocka_unit_test(test_half_covered), cmocka_unit_test(test_parts_stay),
+        cmocka_unit_test(test_bounded),      cmocka_unit_test(test_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

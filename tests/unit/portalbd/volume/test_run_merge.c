@@ -8,7 +8,7 @@
 #include "portalbd/objstore/memory.h"
 #include "portalbd/volume/run_merge.h"
 
-enum { SECTORS = 200000, RUNS = 6, VOLUMES = 3 };
+enum { SECTORS = 400000, RUNS = 6, VOLUMES = 3, OBJECTS = 50, PART_SIZE = 4 * RUN_PAGE_SIZE };
 
 /* The store as the runs see it: fails its request number fail_at, when that is set. */
 struct gate {
@@ -141,23 +141,25 @@ static struct run_reader *open_reader(struct fixture *f, const struct root_run *
     return r;
 }
 
-/* A run of random entries, which also go into `model`. */
-static struct run_reader *random_run(struct fixture *f, struct place *model) {
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
-    uint64_t sector = rng(f, 100);
-    while (sector < SECTORS) {
+/* A run of random entries in [from, to), which also go into `model`; owned by volumes below
+ * `owners`. */
+static struct run_reader *random_part(struct fixture *f, struct place *model, uint64_t from,
+                                      uint64_t to, uint8_t owners) {
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], PART_SIZE);
+    uint64_t sector = from + rng(f, 100);
+    while (sector < to) {
         uint16_t lens[EXTENT_FRAMES_MAX];
         struct map_entry m = {.sector = sector,
                               .kind = (uint8_t)(rng(f, 3) ? EXTENT_DATA : 1 + rng(f, 2))};
-        uint64_t longest = rng(f, 20) ? 64 : EXTENT_SECTORS_MAX - FRAME_SECTORS_MAX;
-        uint64_t left = SECTORS - sector;
+        uint64_t longest = rng(f, 200) ? 64 : EXTENT_SECTORS_MAX - FRAME_SECTORS_MAX;
+        uint64_t left = to - sector;
         m.count = 1 + rng(f, MIN(longest, left));
-        uint8_t owner = (uint8_t)rng(f, VOLUMES);
+        uint8_t owner = (uint8_t)rng(f, owners);
         if (m.kind == EXTENT_DATA) {
             m.skip = (uint8_t)(rng(f, 2) ? 0 : rng(f, FRAME_SECTORS_MAX));
             m.len_count = (uint16_t)extent_frames(m.skip + m.count);
             m.off = (uint32_t)(SEGMENT_HEADER_SIZE + rng(f, 1 << 20));
-            m.ref = (struct obj_ref){.kind = OBJ_LOG, .seq = 1 + rng(f, 50)};
+            m.ref = (struct obj_ref){.kind = OBJ_LOG, .seq = 1 + rng(f, OBJECTS)};
             m.lens = lens;
             for (size_t i = 0; i < m.len_count; i++)
                 lens[i] = (uint16_t)(FRAME_HEADER_SIZE + 1 + rng(f, 16000));
@@ -166,13 +168,19 @@ static struct run_reader *random_run(struct fixture *f, struct place *model) {
             run_writer_add(w, &m, m.kind == EXTENT_DATA ? &f->keys[owner] : NULL, NULL), 0);
         for (uint64_t s = sector; s < sector + m.count; s++)
             model[s] = place_of(&m, owner, s);
-        sector += m.count + (rng(f, 3) ? 0 : rng(f, 400));
+        sector += m.count + (rng(f, 3) ? 0 : rng(f, 40));
     }
     struct root_run run;
     assert_int_equal(run_writer_finish(w, &run, NULL), 0);
     run_writer_free(w);
-    assert_true(run.entry_count > 50 && run.size > RUN_PAGE_SIZE);
     return open_reader(f, &run);
+}
+
+static struct run_reader *random_run(struct fixture *f, struct place *model) {
+    struct run_reader *r = random_part(f, model, 0, SECTORS, VOLUMES);
+    assert_true(run_reader_index(r)->entry_count > 50);
+    assert_true(run_reader_index(r)->part_count >= 2);
+    return r;
 }
 
 static void check_place(const struct fixture *f, const struct run_reader *r,
@@ -225,17 +233,41 @@ static void check_lookups(struct fixture *f, struct run_reader *r, const struct 
     run_iter_release(&it);
 }
 
-static void check_usage(struct run_reader *r) {
+/* What a run charges objects with is what its entries take, object by object and part by part. */
+static void check_usage(struct fixture *f, struct run_reader *r) {
     const struct run_index *x = run_reader_index(r);
-    uint64_t bytes = 0, used = 0;
+    uint64_t wanted[VOLUMES][OBJECTS + 1] = {{0}};
     struct run_iter it;
     run_iter_init(&it, r, 4);
     while (run_iter_next(&it, NULL) == 1)
-        bytes += it.entry.kind == EXTENT_DATA ? map_entry_stored_len(&it.entry) : 0;
+        if (it.entry.kind == EXTENT_DATA)
+            wanted[owner_number(f, &x->volumes[it.entry.ref.volume])][it.entry.ref.seq] +=
+                map_entry_stored_len(&it.entry);
     run_iter_release(&it);
-    for (size_t i = 0; i < x->usage_count; i++)
-        used += x->usage[i].bytes;
-    assert_true(bytes == used);
+    uint64_t *shared = xcalloc(MAX(x->usage_count, 1), sizeof *shared);
+    for (size_t i = 0; i < x->part_count; i++) {
+        struct run_share *shares;
+        size_t count;
+        assert_int_equal(run_reader_shares(r, i, &shares, &count, NULL), 0);
+        for (size_t j = 0; j < count; j++) {
+            assert_true(shares[j].number < x->usage_count);
+            shared[shares[j].number] += shares[j].bytes;
+        }
+        free(shares);
+    }
+    for (size_t i = 0; i < x->usage_count; i++) {
+        const struct run_usage *u = &x->usage[i];
+        assert_true(u->bytes == shared[i]);
+        if (run_usage_is_free(u))
+            continue;
+        uint64_t *want = &wanted[owner_number(f, &x->volumes[u->ref.volume])][u->ref.seq];
+        assert_true(*want == u->bytes);
+        *want = 0;
+    }
+    for (size_t i = 0; i < VOLUMES; i++)
+        for (size_t j = 0; j <= OBJECTS; j++)
+            assert_true(wanted[i][j] == 0);
+    free(shared);
 }
 
 static void write_and_read(void *arg) {
@@ -246,9 +278,17 @@ static void write_and_read(void *arg) {
     check_whole(f, r, model, 3);
     check_whole(f, r, model, RUN_READ_AHEAD_MAX);
     check_lookups(f, r, model);
-    check_usage(r);
+    check_usage(f, r);
     run_reader_unref(r);
     free(model);
+}
+
+static struct run_merge_options options(struct fixture *f, bool bottom) {
+    return (struct run_merge_options){.env = f->env,
+                                      .store = f->store,
+                                      .own = f->keys[0],
+                                      .part_size = PART_SIZE,
+                                      .bottom = bottom};
 }
 
 static void merge_runs(struct fixture *f, size_t count, bool bottom) {
@@ -267,13 +307,14 @@ static void merge_runs(struct fixture *f, size_t count, bool bottom) {
             model[s] = (struct place){0};
     struct root_run run;
     struct err e = {0};
-    int rc = run_merge(f->env, f->store, &f->keys[0], runs, count, bottom, &run, &e);
+    struct run_merge_options o = options(f, bottom);
+    int rc = run_merge(&o, runs, count, &run, NULL, &e);
     if (rc < 0)
         fail_msg("%s", e.text);
     struct run_reader *merged = open_reader(f, &run);
     check_whole(f, merged, model, 4);
     check_lookups(f, merged, model);
-    check_usage(merged);
+    check_usage(f, merged);
     run_reader_unref(merged);
     for (size_t i = 0; i < count; i++)
         run_reader_unref(runs[i]);
@@ -291,8 +332,8 @@ static void merge_many(void *arg) {
 /* More than one part; entries that nothing can join. */
 static void several_parts(void *arg) {
     struct fixture *f = arg;
-    enum { ENTRIES = 90000 };
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    enum { ENTRIES = 150000 };
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], 0);
     uint16_t lens[EXTENT_FRAMES_MAX];
     for (size_t i = 0; i < EXTENT_FRAMES_MAX; i++)
         lens[i] = (uint16_t)(FRAME_SIZE_MAX - i);
@@ -331,7 +372,7 @@ static void several_parts(void *arg) {
 
 static void joining(void *arg) {
     struct fixture *f = arg;
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], 0);
     struct map_entry m = {.count = 10, .kind = EXTENT_HOLE};
     for (m.sector = 0; m.sector < 1000; m.sector += 10)
         assert_int_equal(run_writer_add(w, &m, NULL, NULL), 0);
@@ -355,7 +396,7 @@ static void joining(void *arg) {
     assert_int_equal(run.entry_count, 4);
     run_writer_free(w);
 
-    w = run_writer_new(f->env, f->store, &f->keys[0]);
+    w = run_writer_new(f->env, f->store, &f->keys[0], 0);
     size_t objects = memory_store_count(f->memory);
     assert_int_equal(run_writer_finish(w, &run, NULL), 0);
     assert_int_equal(run.entry_count, 0);
@@ -385,19 +426,19 @@ static void damage(void *arg) {
     assert_int_equal(run_iter_next(&it, &e), -ERR_CORRUPT);
     run_iter_release(&it);
     run_iter_init(&it, r, 1);
-    assert_int_equal(run_iter_seek(&it, p->page_first[1], &e), -ERR_CORRUPT);
+    assert_int_equal(run_iter_seek(&it, run_part_page_first(p, 1), &e), -ERR_CORRUPT);
     assert_non_null(strstr(e.text, key));
 
     memcpy(copy + RUN_PAGE_SIZE, copy, RUN_PAGE_SIZE); /* a good page, but not this one */
     memory_store_replace(f->memory, key, view_of(copy, len));
-    assert_int_equal(run_iter_seek(&it, p->page_first[1], &e), -ERR_CORRUPT);
+    assert_int_equal(run_iter_seek(&it, run_part_page_first(p, 1), &e), -ERR_CORRUPT);
     copy[100] ^= 1;
     memory_store_replace(f->memory, key, view_of(copy, len));
-    assert_int_equal(run_iter_seek(&it, p->page_first[0], &e), -ERR_CORRUPT);
+    assert_int_equal(run_iter_seek(&it, run_part_page_first(p, 0), &e), -ERR_CORRUPT);
     run_iter_release(&it);
     memory_store_remove(f->memory, key);
     run_iter_init(&it, r, 3);
-    assert_int_equal(run_iter_seek(&it, p->page_first[0], &e), -ERR_NOT_FOUND);
+    assert_int_equal(run_iter_seek(&it, run_part_page_first(p, 0), &e), -ERR_NOT_FOUND);
     run_iter_release(&it);
     run_reader_unref(r);
     free(copy);
@@ -414,7 +455,8 @@ struct cancelled_merge {
 static void merge_fiber(void *arg) {
     struct cancelled_merge *c = arg;
     struct root_run run;
-    c->rc = run_merge(c->f->env, c->f->store, &c->f->keys[0], c->runs, 2, true, &run, NULL);
+    struct run_merge_options o = options(c->f, true);
+    c->rc = run_merge(&o, c->runs, 2, &run, NULL, NULL);
     c->ended = true;
 }
 
@@ -447,21 +489,37 @@ static void cancel(void *arg) {
     free(model);
 }
 
+/* The last source without holes, as merges into the bottom leave it. */
+static struct run_reader *random_bottom(struct fixture *f, struct place *model) {
+    struct run_reader *r = random_run(f, model);
+    struct run_merge_options o = options(f, true);
+    struct root_run run;
+    assert_int_equal(run_merge(&o, &r, 1, &run, NULL, NULL), 0);
+    run_reader_unref(r);
+    for (size_t i = 0; i < SECTORS; i++)
+        if (model[i].kind == EXTENT_HOLE)
+            model[i] = (struct place){0};
+    return open_reader(f, &run);
+}
+
 /* Each request of a merge fails once, in turn: its error comes out, and what was merged before is
  * still whole. */
-static void fault_sweep(void *arg) {
-    struct fixture *f = arg;
+static void fault_sweep_of(struct fixture *f, bool bottom) {
     struct place *model = xcalloc(SECTORS, sizeof *model);
     struct run_reader *runs[2];
-    runs[1] = random_run(f, model);
-    runs[0] = random_run(f, model);
+    runs[1] = bottom ? random_bottom(f, model) : random_run(f, model);
+    runs[0] = random_part(f, model, SECTORS / 3, SECTORS / 3 + 9000, VOLUMES);
+    for (size_t i = 0; bottom && i < SECTORS; i++)
+        if (model[i].kind == EXTENT_HOLE)
+            model[i] = (struct place){0};
     struct root_run run;
     unsigned failures = 0;
     for (int rc = -1; rc < 0; failures++) {
         struct err e = {0};
         f->gate.requests = 0;
         f->gate.fail_at = failures + 1;
-        rc = run_merge(f->env, f->store, &f->keys[0], runs, 2, false, &run, &e);
+        struct run_merge_options o = options(f, bottom);
+        rc = run_merge(&o, runs, 2, &run, NULL, &e);
         assert_true(rc == 0 || rc == -ERR_DENIED);
         assert_true(rc == 0 || strstr(e.text, "denied"));
     }
@@ -475,9 +533,214 @@ static void fault_sweep(void *arg) {
     free(model);
 }
 
+static void fault_sweep(void *arg) {
+    fault_sweep_of(arg, false);
+    fault_sweep_of(arg, true);
+}
+
+/* --- into the bottom --- */
+
+static struct run_reader *merge_into(struct fixture *f, struct run_reader *upper,
+                                     struct run_reader *bottom, struct run_merge_stats *stats) {
+    struct run_merge_options o = options(f, true);
+    struct run_reader *runs[] = {upper, bottom};
+    struct root_run run;
+    struct err e = {0};
+    if (run_merge(&o, runs, 2, &run, stats, &e) < 0)
+        fail_msg("%s", e.text);
+    return open_reader(f, &run);
+}
+
+static size_t parts_in_common(const struct run_index *x, const struct run_index *y) {
+    size_t n = 0;
+    for (size_t i = 0; i < x->part_count; i++)
+        for (size_t j = 0; j < y->part_count; j++)
+            n += random_id_equal(&x->parts[i].ref.id, &y->parts[j].ref.id);
+    return n;
+}
+
+/* Merge after merge into the bottom, by turns here and there: the content is right, what is charged
+ * is right, parts that were not touched are named again, and nothing crumbles. */
+static void levels(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct place *newer = xcalloc(SECTORS, sizeof *newer);
+    struct run_reader *bottom = random_bottom(f, model);
+    size_t reused = 0;
+    for (int round = 0; round < 60; round++) {
+        uint64_t from = rng(f, SECTORS), to = MIN(from + 1 + rng(f, SECTORS / 16), SECTORS);
+        memset(newer, 0, SECTORS * sizeof *newer);
+        struct run_reader *upper = random_part(f, newer, from, to, round % 3 ? VOLUMES : 1);
+        for (size_t i = 0; i < SECTORS; i++)
+            if (newer[i].mapped)
+                model[i] = newer[i].kind == EXTENT_HOLE ? (struct place){0} : newer[i];
+        struct run_merge_stats stats;
+        struct run_reader *merged = merge_into(f, upper, bottom, &stats);
+        const struct run_index *x = run_reader_index(merged);
+        assert_int_equal(parts_in_common(x, run_reader_index(bottom)), stats.parts_reused);
+        reused += stats.parts_reused;
+        check_whole(f, merged, model, 4);
+        check_lookups(f, merged, model);
+        check_usage(f, merged);
+        size_t small = 0;
+        for (size_t i = 0; i < x->part_count; i++) {
+            uint64_t size = (uint64_t)x->parts[i].page_count * RUN_PAGE_SIZE;
+            assert_true(size <= PART_SIZE * 3 / 2 + RUN_PAGE_SIZE);
+            small += size < PART_SIZE / 4;
+        }
+        assert_true(small <= 2);
+        assert_true(x->usage_count <= 2 * VOLUMES * OBJECTS);
+        run_reader_unref(upper);
+        run_reader_unref(bottom);
+        bottom = merged;
+    }
+    print_message("%zu parts named again\n", reused);
+    assert_true(reused > 150);
+    run_reader_unref(bottom);
+    free(newer);
+    free(model);
+}
+
+/* One entry that covers everything, or all but the first part: what it covers is not read. */
+static void covered(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *bottom = random_bottom(f, model);
+    const struct run_index *x = run_reader_index(bottom);
+    for (int what = 0; what < 3; what++) {
+        struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], PART_SIZE);
+        struct map_entry m = {.sector = what == 1 ? x->parts[0].last_sector + 1 : 0,
+                              .count = SECTORS,
+                              .kind = what == 2 ? EXTENT_ZERO : EXTENT_HOLE};
+        struct root_run run;
+        assert_int_equal(run_writer_add(w, &m, NULL, NULL), 0);
+        assert_int_equal(run_writer_finish(w, &run, NULL), 0);
+        run_writer_free(w);
+        struct run_reader *upper = open_reader(f, &run);
+        struct run_reader *runs[] = {upper, bottom};
+        struct run_merge_options o = options(f, true);
+        struct run_merge_stats stats;
+        f->gate.requests = 0;
+        assert_int_equal(run_merge(&o, runs, 2, &run, &stats, NULL), 0);
+        assert_int_equal(stats.entries_read, 1);
+        assert_int_equal(stats.parts_reused, what == 1 ? 1 : 0);
+        if (what == 0) {
+            assert_int_equal(run.entry_count, 0);
+            assert_int_equal(f->gate.requests, 1);
+        } else if (what == 1) { /* the shares of the parts that go, and a new index */
+            assert_int_equal(run.entry_count, x->parts[0].entries);
+            assert_int_equal(f->gate.requests, 1 + x->part_count - 1 + 1);
+        } else {
+            assert_int_equal(run.entry_count, 1);
+            assert_int_equal(f->gate.requests, 3);
+        }
+        if (run.entry_count > 0) {
+            struct run_reader *merged = open_reader(f, &run);
+            check_usage(f, merged);
+            if (what == 2)
+                assert_int_equal(run_reader_index(merged)->usage_count, 0);
+            run_reader_unref(merged);
+        }
+        run_reader_unref(upper);
+    }
+    run_reader_unref(bottom);
+    free(model);
+}
+
+/* A part whose shares say more than the run does, or whose shares are gone. */
+static void damaged_shares(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *bottom = random_bottom(f, model);
+    const struct run_index *x = run_reader_index(bottom);
+    const struct run_part *p = &x->parts[1];
+    struct run_reader *upper =
+        random_part(f, model, p->first_sector, p->first_sector + 500, VOLUMES);
+    struct run_reader *runs[] = {upper, bottom};
+    struct run_merge_options o = options(f, true);
+    char key[KEY_MAX];
+    struct view part;
+    key_map(key, &f->keys[0], &p->ref.id);
+    assert_true(memory_store_find(f->memory, key, &part));
+    size_t pages_len = (size_t)p->page_count * RUN_PAGE_SIZE;
+    assert_int_equal(part.len, pages_len + p->shares_len);
+    for (int what = 0; what < 3; what++) {
+        CLEANUP_BUF struct buf now = {0};
+        struct err e = {0};
+        struct root_run run;
+        buf_append(&now, part.data, pages_len);
+        if (what == 0) {
+            struct run_share share = {.number = 1, .bytes = UINT64_C(1) << 40};
+            run_shares_encode(&now, &share, 1);
+            buf_append(&now, part.data, p->shares_len - (now.len - pages_len));
+        } else if (what == 1) {
+            buf_append(&now, part.data, p->shares_len);
+        }
+        struct view old = part;
+        CLEANUP_BUF struct buf kept = {0};
+        buf_append(&kept, old.data, old.len);
+        memory_store_replace(f->memory, key, buf_view(&now));
+        assert_int_equal(run_merge(&o, runs, 2, &run, NULL, &e), -ERR_CORRUPT);
+        assert_non_null(strstr(e.text, key));
+        memory_store_replace(f->memory, key, buf_view(&kept));
+        assert_true(memory_store_find(f->memory, key, &part));
+    }
+    run_reader_unref(upper);
+    run_reader_unref(bottom);
+    free(model);
+}
+
+/* What our newest stored root evacuates is dropped, wherever it stands; nothing else is. */
+static void evacuated(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *runs[3];
+    for (size_t i = 3; i-- > 0;) /* in none of them a hole: they would not cover as data does */
+        runs[i] = random_bottom(f, model);
+    struct obj_ref gone[] = {{.kind = OBJ_LOG, .volume = 1, .seq = 7},
+                             {.kind = OBJ_LOG, .volume = 0, .seq = 30},
+                             {.kind = OBJ_LOG, .volume = 0, .seq = 3}};
+    struct volume_key volumes[] = {f->keys[2], f->keys[0]}; /* a root has a table of its own */
+    struct root root = {.volumes = volumes,
+                        .volume_count = 2,
+                        .evacuated = gone,
+                        .evacuated_count = ARRAY_LEN(gone)};
+    for (int what = 0; what < 2; what++) {
+        struct run_merge_options o = options(f, what == 1);
+        struct root_run run;
+        o.evacuates = &root;
+        assert_int_equal(run_merge(&o, runs, 3, &run, NULL, NULL), 0);
+        struct run_reader *merged = open_reader(f, &run);
+        const struct run_index *x = run_reader_index(merged);
+        for (size_t i = 0; i < x->usage_count; i++) {
+            uint8_t owner = owner_number(f, &x->volumes[x->usage[i].ref.volume]);
+            uint64_t seq = x->usage[i].ref.seq;
+            assert_false((owner == 0 && seq == 7) || (owner == 2 && (seq == 30 || seq == 3)));
+        }
+        check_usage(f, merged);
+        run_reader_unref(merged);
+    }
+    for (size_t i = 0; i < 3; i++)
+        run_reader_unref(runs[i]);
+    free(model);
+}
+
+static void stopped(void *arg) {
+    struct fixture *f = arg;
+    struct place *model = xcalloc(SECTORS, sizeof *model);
+    struct run_reader *r = random_run(f, model);
+    struct run_merge_options o = options(f, true);
+    struct root_run run;
+    bool stop = true;
+    o.stop = &stop;
+    assert_int_equal(run_merge(&o, &r, 1, &run, NULL, NULL), -ERR_CANCELLED);
+    run_reader_unref(r);
+    free(model);
+}
+
 static void too_many_volumes(void *arg) {
     struct fixture *f = arg;
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0]);
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], 0);
     uint16_t len = 100;
     struct map_entry m = {.count = 1,
                           .kind = EXTENT_DATA,
@@ -507,6 +770,11 @@ FIBER_TEST(test_joining, joining)
 FIBER_TEST(test_damage, damage)
 FIBER_TEST(test_cancel, cancel)
 FIBER_TEST(test_fault_sweep, fault_sweep)
+FIBER_TEST(test_levels, levels)
+FIBER_TEST(test_covered, covered)
+FIBER_TEST(test_damaged_shares, damaged_shares)
+FIBER_TEST(test_evacuated, evacuated)
+FIBER_TEST(test_stopped, stopped)
 FIBER_TEST(test_too_many_volumes, too_many_volumes)
 
 int main(void) {
@@ -518,6 +786,11 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fault_sweep, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_levels, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_covered, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_damaged_shares, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_evacuated, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stopped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_too_many_volumes, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
