@@ -128,14 +128,10 @@ struct volume_status {
     uint64_t read_ahead_bytes;  /* fetched before they were asked for */
     uint64_t read_ahead_unread; /* ... and still not read when their reader was forgotten */
     uint64_t bytes_written, bytes_read, bytes_stored;
-<<<<<<< Updated upstream
     uint64_t write_waits_paced; /* writes that waited since the journal was getting full */
     uint64_t write_waits_full;  /* ... since it was full, or a checkpoint was overdue */
     uint64_t drain_rate;        /* bytes a second that the journal loses when it has something to */
-    uint64_t flushes, flush_cuts, checkpoints, merges;
-=======
     uint64_t flushes, flush_cuts, checkpoints, merges, map_parts_reused;
->>>>>>> Stashed changes
     uint64_t gc_scrubs, gc_rounds, gc_objects_deleted, gc_bytes_deleted;
     uint64_t gc_moves, gc_victims, gc_bytes_moved;
     /* Objects under the volume's own prefix, as far as they are known; those of them that are
