@@ -96,8 +96,9 @@ struct attach_ops {
      * over. */
     int (*resume)(struct attach_backend *b, const char *volume, struct attach_link *link,
                   struct err *e);
-    /* The next daemon serves. Returns when the kernel really uses it. The device is over: -ERR_IO
-     * (fuse), -ERR_NOT_FOUND (nbd). */
+    /* The next daemon serves. Returns when the kernel really uses it, or has used it: a detach that
+     * waited may be through by then. The device was over before: -ERR_IO (fuse), -ERR_NOT_FOUND
+     * (nbd). */
     int (*reattach)(struct attach_backend *b, const char *volume, const struct attach_how *how,
                     struct attach_link *link, struct err *e);
     /* -ERR_BUSY: mounted, or open by somebody. Nothing there is success. Without force everything

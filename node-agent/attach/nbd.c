@@ -206,12 +206,14 @@ static int find_alive(const char *volume, struct nbd_device *ret, struct err *e)
     return rc == 0 && !alive ? refuse_disconnected(ret, e) : rc;
 }
 
+static bool is_over(const struct nbd_device *d) {
+    bool alive;
+    return is_alive(d, &alive, NULL) == 0 && !alive;
+}
+
 /* Of a RECONFIGURE: refused because somebody has disconnected the device meanwhile? */
 static int explain(const struct nbd_device *d, int rc, struct err *e) {
-    bool alive;
-    if (rc == -ERR_INVALID && is_alive(d, &alive, NULL) == 0 && !alive)
-        return refuse_disconnected(d, e);
-    return rc;
+    return rc == -ERR_INVALID && is_over(d) ? refuse_disconnected(d, e) : rc;
 }
 
 static int nbd_discover(struct attach_backend *b, struct attach_devices *ret, struct err *e) {
@@ -379,7 +381,8 @@ static bool socket_exists(ino_t inode) {
 }
 
 /* The kernel takes a socket only in place of one that it knows to be dead. After the first that it
- * took, the others change nothing. */
+ * took, the others change nothing; a detach that had waited for it may be through before the last.
+ */
 static int give_socket(const struct nbd_backend *n, const struct nbd_device *d, int socket,
                        struct err *e) {
     for (int i = 0; i < SOCKET_TRIES_MAX; i++) {
@@ -392,7 +395,7 @@ static int give_socket(const struct nbd_backend *n, const struct nbd_device *d, 
                                       .dead_conn_timeout_s = n->config.dead_conn_timeout_s},
             e);
         if (rc < 0)
-            return explain(d, rc, e);
+            return i > 0 && is_over(d) ? 0 : explain(d, rc, e);
     }
     return 0;
 }
@@ -409,13 +412,11 @@ static int nbd_reattach(struct attach_backend *b, const char *volume, const stru
         return err_from_errno(e, errno, "look at a socket");
     rc = give_socket(nbd_of(b), &d, link->kernel_fd, e);
     close_fd(&link->kernel_fd);
-    if (rc < 0)
+    if (rc < 0 || socket_exists(st.st_ino) || is_over(&d))
         return rc;
-    if (!socket_exists(st.st_ino))
-        return err_set(e, -ERR_BUSY,
-                       "%s did not take the new connection: somebody holds the old one still",
-                       d.device.path);
-    return 0;
+    return err_set(e, -ERR_BUSY,
+                   "%s did not take the new connection: somebody holds the old one still",
+                   d.device.path);
 }
 
 /* --- the end --- */
