@@ -147,6 +147,7 @@ containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 staticPodPath: $CLUSTER/manifests
 resolvConf: ""
 clusterDomain: cluster.local
+clusterDNS: [$NODE_IP]
 enforceNodeAllocatable: []
 localStorageCapacityIsolation: false
 evictionHard: {memory.available: "100Mi", nodefs.available: "0%", imagefs.available: "0%", nodefs.inodesFree: "0%", imagefs.inodesFree: "0%"}
@@ -174,6 +175,13 @@ T
     kubectl create clusterrolebinding e2e-node-proxier --clusterrole system:node-proxier --user system:kube-proxy \
         --dry-run=client -o yaml | kubectl apply -f - >/dev/null
     start proxy "$LINKS/kube-proxy" --config "$CLUSTER/proxy.yaml" --v 1
+}
+
+# Names of services, as kube.py writes them down (name_services); no others.
+start_dns() {
+    mkdir -p "$CLUSTER/dns"
+    start dns dnsmasq --keep-in-foreground --conf-file=/dev/null --user=root --pid-file= --no-resolv --no-hosts \
+        --hostsdir="$CLUSTER/dns" --local=/cluster.local/ --listen-address="$NODE_IP" --bind-interfaces
 }
 
 node_ready() {
@@ -205,5 +213,6 @@ start_control_plane
 "$E2E/images.sh" basic
 start_kubelet
 start_proxy
+start_dns
 within 60 node_ready || fail "the node does not become ready" kubelet
 echo "cluster-up: Kubernetes $KUBERNETES is ready after $SECONDS s; tests/e2e/kubectl speaks to it"

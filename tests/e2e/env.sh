@@ -75,6 +75,11 @@ helm() {
     HELM_CACHE_HOME=$CLUSTER/helm HELM_CONFIG_HOME=$CLUSTER/helm HELM_DATA_HOME=$CLUSTER/helm in_node "$LINKS/helm" "$@"
 }
 
+# An image that the chart asks for, by a part of its name.
+chart_image() {
+    grep -F "$1" "$TREE/deploy/manifests/images.txt"
+}
+
 # Tries a command until it succeeds, twice a second, for so many seconds.
 within() { # seconds, command...
     local end=$((SECONDS + $1))

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Composes images from Debian's programs and ours, without a registry, and gives them to the node's containerd:
-#     images.sh basic                 pause, busybox, a test pod's tools, the sidecars under their real names
+#     images.sh basic                 pause, busybox, a test pod's tools; sidecars and the demo's S3 server under their
+#                                     real names
 #     images.sh suite                 what the storage suite wants
-#     images.sh import ARCHIVE NAME   an OCI archive of one image, such as make image writes
+#     images.sh import ARCHIVE NAME...   an OCI archive of one image, such as make image writes
 set -euo pipefail
 # shellcheck source=env.sh
 source "$(dirname "$0")/env.sh"
@@ -46,12 +47,14 @@ compose() { # folder, archive, config
     rm -rf "$work"
 }
 
-# Imports the one image of an archive under this name, whatever the archive calls it.
-import() { # archive, name
-    local digest
+# Imports the one image of an archive under these names, whatever the archive calls it.
+import() { # archive, names...
+    local digest name
     digest=$(tar -xOf "$1" index.json | jq -r '.manifests[0].digest')
     in_node ctr -n k8s.io images import --base-name import.local/e2e --digests "$1" >/dev/null
-    in_node ctr -n k8s.io images tag --force "import.local/e2e@$digest" "$2" >/dev/null
+    for name in "${@:2}"; do
+        in_node ctr -n k8s.io images tag --force "import.local/e2e@$digest" "$name" >/dev/null
+    done
     in_node ctr -n k8s.io images rm "import.local/e2e@$digest" >/dev/null
 }
 
@@ -103,6 +106,9 @@ basic() {
         cp "$(readlink -f "$LINKS/$sidecar")" "$scratch/$sidecar/$sidecar"
         give "$scratch/$sidecar" "registry.k8s.io/sig-storage/$sidecar:$version" "{\"Entrypoint\": [\"/$sidecar\"]}"
     done
+    mkdir "$scratch/s3"
+    cp "$(readlink -f "$PORTALBD_BUILD/tools/versitygw")" "$scratch/s3/versitygw"
+    give "$scratch/s3" "$(chart_image /versitygw)" '{"Entrypoint": ["/versitygw"]}'
 }
 
 suite() {
@@ -121,6 +127,6 @@ suite() {
 case ${1-} in
 basic) basic ;;
 suite) suite ;;
-import) import "${2:?which archive}" "${3:?under which name}" ;;
+import) import "${2:?which archive}" "${3:?under which name}" "${@:4}" ;;
 *) die "basic, suite or import?" ;;
 esac

@@ -159,6 +159,19 @@ def install(wanted=None, limit=240):
     wait_for("the kubelet knows the driver", registered, 60)
 
 
+def uninstall():
+    helm("uninstall", "portalbd", "--namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout", "120s",
+         limit=140)
+
+
+def name_services():
+    """Tells the cluster's DNS of all services that there are now."""
+    lines = [f"{s['spec']['clusterIP']} {s['metadata']['name']}.{s['metadata']['namespace']}.svc"
+             for s in get("services") if s["spec"].get("clusterIP", "None") != "None"]
+    with open(os.path.join(ENV["CLUSTER"], "dns", "services"), "w", encoding="utf-8") as f:
+        f.write("".join(f"{line} {line.split()[1]}.cluster.local\n" for line in lines))
+
+
 def registered():
     node = get("csinode", ENV["NODE"])
     return node and any(d["name"] == DRIVER for d in node["spec"].get("drivers") or [])

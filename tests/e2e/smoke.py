@@ -3,7 +3,7 @@
 import time
 
 from kube import (DRIVER, NAMESPACE, Failure, Steps, apply, bound_volume, claim, delete, get, helm, in_agent, in_node,
-                  install, kubectl, memory_of, metrics, phase, pod, pods_of, sh, snapshot, start, values, wait_for)
+                  install, kubectl, memory_of, metrics, phase, pod, pods_of, sh, snapshot, start, uninstall, values, wait_for)
 
 # Rounds of random writes, each verified; fio ends with an error at the first wrong or failed request. If nobody says
 # stop, it stops all the same, before the store fills the disk.
@@ -207,7 +207,7 @@ class Smoke:
         for name in ("writer", "restorer", "cloner", "grower", "blocker", "fio"):
             delete("pod", name)
         wait_for("no volume is attached", lambda: not get("volumeattachments"), 60)
-        helm("uninstall", "portalbd", "--namespace", NAMESPACE, "--wait", "--timeout", "120s")
+        uninstall()
         expect(get("pvc", "data")["status"]["phase"], "Bound", "the claim without a driver")
         expect(bool(get("csidriver", DRIVER)), False, "a CSIDriver is left")
 
