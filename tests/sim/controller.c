@@ -537,6 +537,7 @@ struct controller *controller_start(struct sim *s) {
     catalog_init(&c->catalog, &c->proc.env, c->store, SIM_POOL);
     background_init(&c->background, &c->catalog);
     list_push_back(&s->controllers, &c->node);
+    s->totals.controllers++;
     return c;
 }
 

@@ -229,6 +229,7 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     d->store = objstore_retry_new(d->below, NULL);
     waitq_init(&d->changed);
     list_push_back(&s->daemons, &d->node);
+    s->totals.daemons++;
     if (snap)
         snap->users++;
     sim_trace(&s->world, name, "starts on %s, publish epoch %" PRIu64 ", journal %zd%s",

@@ -201,31 +201,32 @@ static void act(struct sim *s) {
     static const struct {
         unsigned weight;
         void (*fn)(struct sim *s);
+        const char *name;
     } actions[] = {
-        {150, act_start},
-        {60, act_rush},
-        {110, act_kill},
-        {60, act_crash},
-        {40, act_crash_loop},
-        {20, act_starve},
-        {40, act_kill_controller},
-        {90, act_sleep},
-        {40, act_sleep_controller},
-        {50, act_stop},
-        {50, act_unpublish},
-        {25, act_expand},
-        {90, act_snapshot},
-        {40, act_delete_snapshot},
-        {60, act_read_snapshot},
-        {40, act_restore},
-        {40, act_create},
-        {30, act_delete},
-        {40, act_background},
-        {40, act_weather},
-        {60, act_retry},
-        {30, act_list},
-        {8, act_blackout},
-        {4, act_time_passes},
+        {150, act_start, "start"},
+        {60, act_rush, "rush"},
+        {110, act_kill, "kill"},
+        {60, act_crash, "crash"},
+        {40, act_crash_loop, "crash loop"},
+        {20, act_starve, "starve"},
+        {40, act_kill_controller, "kill controller"},
+        {90, act_sleep, "sleep"},
+        {40, act_sleep_controller, "sleep controller"},
+        {50, act_stop, "stop"},
+        {50, act_unpublish, "unpublish"},
+        {25, act_expand, "expand"},
+        {90, act_snapshot, "snapshot"},
+        {40, act_delete_snapshot, "delete snapshot"},
+        {60, act_read_snapshot, "read snapshot"},
+        {40, act_restore, "restore"},
+        {40, act_create, "create"},
+        {30, act_delete, "delete"},
+        {40, act_background, "background"},
+        {40, act_weather, "weather"},
+        {60, act_retry, "retry"},
+        {30, act_list, "list"},
+        {8, act_blackout, "blackout"},
+        {4, act_time_passes, "time passes"},
     };
     uint64_t total = 0;
     for (size_t i = 0; i < ARRAY_LEN(actions); i++)
@@ -233,6 +234,8 @@ static void act(struct sim *s) {
     uint64_t pick = sim_below(&s->world, total);
     for (size_t i = 0; i < ARRAY_LEN(actions); i++) {
         if (pick < actions[i].weight) {
+            sim_trace(&s->world, s->director.name, "step %llu: %s",
+                      (unsigned long long)s->totals.steps - 1, actions[i].name);
             actions[i].fn(s);
             return;
         }
@@ -253,8 +256,19 @@ static void keep_busy(struct sim *s) {
         act_start(s);
 }
 
+/* A plan says where it ends. */
 static bool enough(const struct sim *s) {
+    if (s->options.plan.end > 0)
+        return s->totals.steps >= s->options.plan.end;
     return s->checker.operations >= s->options.operations && s->totals.crashes >= CRASHES_MIN;
+}
+
+/* Each step has random numbers of its own. */
+static void begin_step(struct sim *s, uint64_t step) {
+    s->totals.steps = step + 1;
+    if (s->options.step)
+        *s->options.step = (uint32_t)step + 1;
+    sim_rng_seed(&s->director.rng, s->options.seed + ((step + 1) << 32));
 }
 
 void director_run(struct sim *s) {
@@ -264,7 +278,10 @@ void director_run(struct sim *s) {
         continue;
     create_volume(s, NULL, NULL);
     uint64_t operations = 0, idle = 0;
-    for (unsigned step = 0; !enough(s) && step < STEPS_MAX; step++) {
+    for (unsigned step = 0; step < STEPS_MAX; step++) {
+        if (enough(s))
+            return;
+        begin_step(s, step);
         keep_busy(s);
         /* Where the store is so bad that nothing comes to its end between two blows, they get
          * rarer. */
@@ -273,12 +290,13 @@ void director_run(struct sim *s) {
         if (!director_pause(s, sim_skewed(&s->world, 500, 150000) * (1 + idle / 10)))
             return;
         daemons_reap(s);
+        if (!plan_has_step(&s->options.plan, step))
+            continue;
         if (s->time_wanted && sim_chance(&s->world, 200))
             act_time_passes(s);
         else
             act(s);
     }
-    if (!enough(s))
-        sim_fail(s, "the run does not come to its end: %llu operations after %d steps",
-                 (unsigned long long)s->checker.operations, STEPS_MAX);
+    sim_fail(s, "the run does not come to its end: %llu operations after %d steps",
+             (unsigned long long)s->checker.operations, STEPS_MAX);
 }

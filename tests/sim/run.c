@@ -92,6 +92,38 @@ static void draw_spans(struct sim *s) {
     s->size_bytes = end * SECTOR_SIZE;
 }
 
+static void leave_out(struct sim *s) {
+    const struct sim_plan *p = &s->options.plan;
+    struct sim_faults *both[] = {&s->calm, &s->storm};
+    for (size_t i = 0; i < ARRAY_LEN(both); i++) {
+        unsigned *const rates[] = {
+            [WITHOUT_SLOW] = &both[i]->slow,
+            [WITHOUT_REFUSED] = &both[i]->refused,
+            [WITHOUT_TIMEOUT] = &both[i]->timeout,
+            [WITHOUT_LOST_ANSWER] = &both[i]->lost_answer,
+            [WITHOUT_LATE] = &both[i]->late,
+            [WITHOUT_DUPLICATE] = &both[i]->duplicate,
+            [WITHOUT_CONFLICT] = &both[i]->conflict,
+            [WITHOUT_SHORT_BODY] = &both[i]->short_body,
+            [WITHOUT_SHORT_PAGE] = &both[i]->short_page,
+            [WITHOUT_TORN_PAGE] = &both[i]->torn_page,
+        };
+        for (int k = 0; k <= WITHOUT_TORN_PAGE; k++)
+            if (plan_is_without(p, (enum plan_without)k))
+                *rates[k] = 0;
+    }
+    if (plan_is_without(p, WITHOUT_STORM))
+        s->storm = s->calm;
+    for (size_t i = 0; plan_is_without(p, WITHOUT_SPOTS) && i < ARRAY_LEN(s->spots); i++)
+        s->spots[i] = (struct sore_spot){0};
+    if (plan_is_without(p, WITHOUT_TRIMS))
+        s->trim_weight = 0;
+    if (plan_is_without(p, WITHOUT_CLIENTS))
+        s->client_count = 1;
+    if (plan_is_without(p, WITHOUT_JITTER))
+        s->world.turn_jitter_us = 0;
+}
+
 static void director_main(void *arg) {
     struct sim *s = arg;
     director_run(s);
@@ -118,6 +150,8 @@ static void sim_init(struct sim *s, const struct sim_options *options) {
     s->guard = guard_new(s);
     scenarios_watch_store(s);
     director_draw_spots(s);
+    leave_out(s);
+    sim_bucket_set_faults(s->bucket, &s->calm);
     sim_proc_init(&s->director, &s->world, "director");
 }
 

@@ -146,6 +146,7 @@ static void give_memory(struct sim *s) {
 }
 
 void director_settle(struct sim *s) {
+    sim_rng_seed(&s->director.rng, s->options.seed);
     s->stopping = true;
     give_memory(s);
     stop_daemons(s, 300);

@@ -5,17 +5,15 @@
 #include <argp.h>
 #include <inttypes.h>
 #include <malloc.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "common/log.h"
 #include "common/mem.h"
-#include "tests/sim/sim.h"
+#include "tests/sim/shrink.h"
 
 #if __has_include(<sim_commit.h>)
 #include <sim_commit.h>
@@ -23,7 +21,12 @@
 #define SIM_COMMIT "unknown"
 #endif
 
-enum { JOBS_MAX = 64, RUN_SECONDS_MAX = 300, OPERATIONS_DEFAULT = 2000 };
+enum {
+    JOBS_MAX = 64,
+    OPERATIONS_DEFAULT = 2000,
+    SAVE_EVERY = 100,        /* runs between two notes of the progress */
+    SCENARIOS_WITHIN = 1000, /* runs: each scenario must have been met by then */
+};
 
 struct arguments {
     uint64_t seed;
@@ -36,14 +39,13 @@ struct arguments {
     bool verbose;
     bool expect_finding;
     bool keep_going;
+    bool no_shrink;
+    bool shrink_all;
+    uint64_t seconds; /* no run begins after so many; 0: no limit */
+    uint64_t first;   /* the first seed that was asked for; `seed`: where to go on */
+    const char *progress;
+    struct sim_plan plan;
     const char *program;
-};
-
-/* What a run's process hands to its parent through a pipe. */
-struct report {
-    bool good;
-    char finding[SIM_FINDING_MAX];
-    struct sim_totals totals;
 };
 
 /* One run to do. */
@@ -53,8 +55,7 @@ struct item {
 };
 
 struct job {
-    pid_t pid; /* 0: free */
-    int fd;
+    struct run_child child;
     struct item item;
 };
 
@@ -67,73 +68,61 @@ struct batch {
     uint64_t failed;
     uint64_t first_failed;
     uint64_t first_digest;
+    struct timespec began;
 };
 
-static void run_child(const struct arguments *a, const struct item *item, int fd) {
-    alarm(RUN_SECONDS_MAX);
-    struct sim_options options = {.seed = item->seed,
-                                  .operations = item->operations,
-                                  .trace = a->trace,
-                                  .verbose = a->verbose};
-    struct report *r = NEW(struct report);
-    r->good = sim_run(&options, &r->totals, r->finding);
-    fflush(stdout);
-    const uint8_t *at = (const uint8_t *)r;
-    for (size_t done = 0; done < sizeof *r;) {
-        ssize_t n = write(fd, at + done, sizeof *r - done);
-        if (n <= 0)
-            exit(2);
-        done += (size_t)n;
-    }
-    free(r);
-    exit(0); /* so that leaks are looked for */
+static struct sim_options options_of(const struct arguments *a, const struct item *item) {
+    return (struct sim_options){.seed = item->seed,
+                                .operations = item->operations,
+                                .plan = a->plan,
+                                .trace = a->trace,
+                                .verbose = a->verbose};
 }
 
 static void start_job(const struct arguments *a, struct job *j, const struct item *item) {
-    int fds[2];
-    CHECK(pipe(fds) == 0);
-    fflush(NULL);
-    pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid == 0) {
-        close(fds[0]);
-        run_child(a, item, fds[1]);
-    }
-    close(fds[1]);
-    *j = (struct job){.pid = pid, .fd = fds[0], .item = *item};
+    struct sim_options o = options_of(a, item);
+    j->item = *item;
+    run_child_start(&j->child, &o);
 }
 
-static bool read_report(int fd, struct report *ret) {
-    uint8_t *at = (uint8_t *)ret;
-    for (size_t done = 0; done < sizeof *ret;) {
-        ssize_t n = read(fd, at + done, sizeof *ret - done);
-        if (n <= 0)
-            return false;
-        done += (size_t)n;
-    }
-    return true;
+static void say_replay(const struct arguments *a, const struct item *item,
+                       const struct sim_plan *plan) {
+    char text[PLAN_TEXT_MAX];
+    plan_format(plan, text);
+    printf("  replay: %s%s%s%s --seed %" PRIu64 " --ops %" PRIu64 "%s --trace\n",
+           a->mutant ? "PORTALBD_MUTANT=" : "", a->mutant ? a->mutant : "", a->mutant ? " " : "",
+           a->program, item->seed, item->operations, text);
 }
 
-static void add_totals(struct sim_totals *to, const struct sim_totals *from) {
-    uint64_t *t = (uint64_t *)to;
-    const uint64_t *f = (const uint64_t *)from;
-    for (size_t i = 0; i < sizeof *to / sizeof *t; i++)
-        t[i] += f[i];
-}
-
-static void say_finding(const struct batch *b, const struct item *item, const char *text) {
+static void say_finding(const struct batch *b, const struct item *item,
+                        const struct run_report *r) {
     const struct arguments *a = b->args;
     if (a->expect_finding && !a->verbose)
         return;
-    printf("FOUND seed %" PRIu64 " commit %s\n  %s\n", item->seed, SIM_COMMIT, text);
-    printf("  replay: %s%s%s%s --seed %" PRIu64 " --seeds 1 --ops %" PRIu64 " --trace\n",
-           a->mutant ? "PORTALBD_MUTANT=" : "", a->mutant ? a->mutant : "", a->mutant ? " " : "",
-           a->program, item->seed, item->operations);
+    printf("FOUND seed %" PRIu64 " commit %s\n  %s\n", item->seed, SIM_COMMIT, r->finding);
+    say_replay(a, item, &a->plan);
+    fflush(stdout);
+    struct shrunk s;
+    struct sim_options o = options_of(a, item);
+    bool wanted = !a->trace && !a->no_shrink && (b->failed == 0 || a->shrink_all);
+    if (!wanted)
+        return;
+    if (!shrink(&o, r->finding, &s)) {
+        printf("  a second run does not find it again\n");
+    } else {
+        const struct sim_totals *t = &s.report.totals;
+        printf("  shrunk by %u runs: %zu of %zu steps, %" PRIu64 " operations, %" PRIu64
+               " daemons, %" PRIu64 " controllers, %" PRIu64 " crashes\n  %s\n",
+               s.runs, s.plan.end > 0 ? s.plan.count : s.steps_before, s.steps_before,
+               t->operations, t->daemons, t->controllers, t->crashes, s.report.finding);
+        say_replay(a, item, &s.plan);
+    }
+    plan_release(&s.plan);
     fflush(stdout);
 }
 
 /* Everything is decided by the seed: the first run is done twice. */
-static bool is_repeated(struct batch *b, const struct job *j, const struct report *r) {
+static bool is_repeated(struct batch *b, const struct job *j, const struct run_report *r) {
     if (b->passed == 0 && b->first_digest == 0) {
         b->first_digest = r->totals.digest;
         return true;
@@ -142,31 +131,38 @@ static bool is_repeated(struct batch *b, const struct job *j, const struct repor
 }
 
 static void end_job(struct batch *b, struct job *j) {
-    CLEANUP_FREE struct report *r = NEW(struct report);
-    bool complete = read_report(j->fd, r);
-    close(j->fd);
-    int status;
-    CHECK(waitpid(j->pid, &status, 0) == j->pid);
-    j->pid = 0;
-    char text[128] = "";
-    if (complete && !r->good)
-        say_finding(b, &j->item, r->finding);
-    else if (WIFSIGNALED(status))
-        snprintf(text, sizeof text, "the run was ended by signal %d (%s)", WTERMSIG(status),
-                 WTERMSIG(status) == SIGALRM ? "it takes too long" : strsignal(WTERMSIG(status)));
-    else if (!complete || WEXITSTATUS(status) != 0)
-        snprintf(text, sizeof text, "the run exited with %d", WEXITSTATUS(status));
-    else if (!is_repeated(b, j, r))
-        snprintf(text, sizeof text, "the same seed ran differently the second time");
-    if (text[0])
-        say_finding(b, &j->item, text);
-    if (text[0] || !r->good) {
+    CLEANUP_FREE struct run_report *r = NEW(struct run_report);
+    run_child_end(&j->child, r);
+    if (r->good && !is_repeated(b, j, r)) {
+        r->good = false;
+        snprintf(r->finding, sizeof r->finding, "the same seed ran differently the second time");
+    }
+    if (!r->good) {
+        say_finding(b, &j->item, r);
         if (b->failed++ == 0)
             b->first_failed = j->item.seed;
         return;
     }
     b->passed++;
-    add_totals(&b->totals, &r->totals);
+    sim_totals_add(&b->totals, &r->totals);
+}
+
+static double seconds_since(const struct timespec *from) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - from->tv_sec) + (double)(now.tv_nsec - from->tv_nsec) / 1e9;
+}
+
+/* So that a campaign goes on where it was ended: "FIRST NEXT" seeds. */
+static void save_progress(const struct batch *b, size_t ended) {
+    const struct arguments *a = b->args;
+    if (!a->progress || b->failed > 0)
+        return;
+    FILE *f = fopen(a->progress, "w");
+    if (!f)
+        return;
+    fprintf(f, "%" PRIu64 " %" PRIu64 "\n", a->first, a->seed + ended);
+    fclose(f);
 }
 
 /* Job i runs every args->jobs-th item: they end in the order of their starts. */
@@ -175,7 +171,8 @@ static void run_batch(struct batch *b) {
     struct job jobs[JOBS_MAX] = {0};
     size_t next = 0, ended = 0;
     while (ended < b->count) {
-        bool go_on = b->failed == 0 || a->keep_going;
+        bool go_on = (b->failed == 0 || a->keep_going) &&
+                     (a->seconds == 0 || seconds_since(&b->began) < (double)a->seconds);
         while (go_on && next < b->count && next < ended + a->jobs) {
             start_job(a, &jobs[next % a->jobs], &b->items[next]);
             next++;
@@ -184,6 +181,8 @@ static void run_batch(struct batch *b) {
             return;
         end_job(b, &jobs[ended % a->jobs]);
         ended++;
+        if (ended % SAVE_EVERY == 0 || ended == b->count)
+            save_progress(b, MIN(ended, (size_t)a->seeds));
     }
 }
 
@@ -208,66 +207,8 @@ static void read_list(struct batch *b, const char *path) {
     fclose(f);
 }
 
-#define SHOW(name) printf("  %-40s %12" PRIu64 "\n", #name, t->name)
-
-static void show_totals(const struct sim_totals *t, uint64_t runs) {
-    printf("totals of %" PRIu64 " runs\n", runs);
-    SHOW(operations);
-    SHOW(reads_checked);
-    SHOW(cuts_checked);
-    SHOW(records_lost);
-    SHOW(opens);
-    SHOW(opens_fenced);
-    SHOW(crashes);
-    SHOW(sleeps);
-    SHOW(closes);
-    SHOW(fenced);
-    SHOW(respawns);
-    SHOW(resumes_fenced);
-    SHOW(nothing_lost_checked);
-    SHOW(replays);
-    SHOW(writes_replayed);
-    SHOW(journals_set_aside);
-    SHOW(reserves_refused);
-    SHOW(snapshots);
-    SHOW(clones);
-    SHOW(restores);
-    SHOW(deletes);
-    SHOW(read_only_opens);
-    SHOW(grows);
-    SHOW(checkpoints);
-    SHOW(merges);
-    SHOW(gc_rounds);
-    SHOW(gc_deleted);
-    SHOW(gc_moves);
-    SHOW(cache_hits);
-    SHOW(cache_misses);
-    SHOW(flushes);
-    SHOW(writes_waited);
-    SHOW(window_full);
-    SHOW(blackouts);
-    SHOW(lists);
-    printf("  %-40s %12" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", "GET PUT LIST DELETE",
-           t->requests[OBJ_GET], t->requests[OBJ_PUT], t->requests[OBJ_LIST],
-           t->requests[OBJ_DELETE]);
-    SHOW(store_errors);
-    SHOW(late_effects);
-    SHOW(duplicates);
-    SHOW(tasks);
-    SHOW(tasks_killed);
-    SHOW(pins_swept);
-    SHOW(objects_left);
-    SHOW(objects_fences);
-    SHOW(objects_manifests);
-    SHOW(turns);
-    SHOW(virtual_ms);
-    printf("scenarios met\n");
-    for (size_t i = 0; i < SCENARIO_COUNT; i++)
-        printf("  %-40s %12" PRIu64 "\n", scenario_names[i], t->scenarios[i]);
-}
-
 static const struct argp_option options[] = {
-    {"seed", 's', "N", 0, "the first seed (1)", 0},
+    {"seed", 's', "N", 0, "the first seed (1); now: out of the date", 0},
     {"seeds", 'n', "K", 0, "how many (1)", 0},
     {"ops", 'o', "N", 0, "block operations of a run, at least (2000)", 0},
     {"jobs", 'j', "N", 0, "runs at the same time (the CPUs)", 0},
@@ -275,6 +216,12 @@ static const struct argp_option options[] = {
     {"mutant", 'm', "NAME", 0, "switch a deliberate bug on (built with MUTANTS=1)", 0},
     {"expect-finding", 'x', NULL, 0, "succeed when a seed finds something, fail when none does", 0},
     {"keep-going", 'k', NULL, 0, "do not stop at the first finding", 0},
+    {"seconds", 'S', "N", 0, "begin no run after so many seconds", 0},
+    {"progress", 'p', "FILE", 0, "note which seeds are done, and go on behind them", 0},
+    {"steps", 'e', "LIST:END", 0, "of the director's first END steps only these: 3,17-19:60", 0},
+    {"without", 'w', "KIND,...", 0, "without these kinds of trouble", 0},
+    {"no-shrink", 'n' + 256, NULL, 0, "do not make the first finding small", 0},
+    {"shrink-all", 'a' + 256, NULL, 0, "make every finding small", 0},
     {"trace", 't', NULL, 0, "print what happens", 0},
     {"verbose", 'v', NULL, 0, "a line for each run", 0},
     {0},
@@ -284,7 +231,27 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
     struct arguments *a = state->input;
     switch (key) {
     case 's':
-        a->seed = strtoull(arg, NULL, 0);
+        a->seed = strcmp(arg, "now") == 0 ? (uint64_t)time(NULL) * 1000 : strtoull(arg, NULL, 0);
+        return 0;
+    case 'S':
+        a->seconds = strtoull(arg, NULL, 0);
+        return 0;
+    case 'p':
+        a->progress = arg;
+        return 0;
+    case 'e':
+        if (!plan_parse_steps(&a->plan, arg))
+            argp_error(state, "--steps %s: not LIST:END", arg);
+        return 0;
+    case 'w':
+        if (!plan_parse_without(&a->plan, arg))
+            argp_error(state, "--without %s: not kinds that there are", arg);
+        return 0;
+    case 'n' + 256:
+        a->no_shrink = true;
+        return 0;
+    case 'a' + 256:
+        a->shrink_all = true;
         return 0;
     case 'n':
         a->seeds = strtoull(arg, NULL, 0);
@@ -330,6 +297,56 @@ static void quiet_log(void) {
     log_set_level((enum log_level)(LOG_LEVEL_ERROR + 1));
 }
 
+/* Behind what a progress file says is done. */
+static void go_on_behind(struct arguments *a) {
+    a->first = a->seed;
+    uint64_t first, next;
+    FILE *f = a->progress ? fopen(a->progress, "r") : NULL;
+    if (!f)
+        return;
+    if (fscanf(f, "%" SCNu64 " %" SCNu64, &first, &next) == 2 && first == a->first) {
+        uint64_t done = MIN(next - first, a->seeds);
+        a->seed += done;
+        a->seeds -= done;
+    }
+    fclose(f);
+}
+
+/* In so many runs each scenario has been met, or the simulator has lost something. */
+static bool lacks_scenarios(const struct batch *b) {
+    bool lacks = false;
+    for (size_t i = 0; b->passed >= SCENARIOS_WITHIN && i < SCENARIO_COUNT; i++) {
+        if (b->totals.scenarios[i] > 0)
+            continue;
+        printf("FAILED: %" PRIu64 " runs never met: %s\n", b->passed, scenario_names[i]);
+        lacks = true;
+    }
+    return lacks;
+}
+
+static int tell_mutant(const struct batch *b, double seconds) {
+    const char *mutant = b->args->mutant ? b->args->mutant : "-";
+    if (b->failed > 0)
+        printf("ok: mutant %s is found by seed %" PRIu64 " in %.1f s\n", mutant, b->first_failed,
+               seconds);
+    else
+        printf("FAILED: mutant %s is not found by %" PRIu64 " seeds\n", mutant, b->passed);
+    return b->failed > 0 ? 0 : 1;
+}
+
+static int tell(const struct batch *b) {
+    const struct arguments *a = b->args;
+    double seconds = seconds_since(&b->began);
+    if (a->expect_finding)
+        return tell_mutant(b, seconds);
+    if (b->passed > 0)
+        sim_totals_show(&b->totals, b->passed);
+    bool lacks = lacks_scenarios(b);
+    printf("%.1f seeds/s\n", (double)(b->passed + b->failed) / seconds);
+    printf("%" PRIu64 " passed, %" PRIu64 " failed, 0 skipped\n", b->passed, b->failed + lacks);
+    return b->failed > 0 || lacks ? 1 : 0;
+}
+
 int main(int argc, char **argv) {
     struct arguments a = {
         .seed = 1, .seeds = 1, .operations = OPERATIONS_DEFAULT, .program = argv[0]};
@@ -347,12 +364,12 @@ int main(int argc, char **argv) {
         setenv("PORTALBD_MUTANT", a.mutant, 1);
     if (!a.trace)
         quiet_log();
+    go_on_behind(&a);
 
-    struct timespec from, to;
-    clock_gettime(CLOCK_MONOTONIC, &from);
+    struct batch b = {.args = &a};
+    clock_gettime(CLOCK_MONOTONIC, &b.began);
     printf("sim: seeds from %" PRIu64 " on, commit %s%s%s\n", a.seed, SIM_COMMIT,
            a.mutant ? ", mutant " : "", a.mutant ? a.mutant : "");
-    struct batch b = {.args = &a};
     if (a.list)
         read_list(&b, a.list);
     for (uint64_t i = 0; !a.list && i < a.seeds; i++)
@@ -360,21 +377,8 @@ int main(int argc, char **argv) {
     if (b.count > 1 && !a.expect_finding)
         add_item(&b, b.items[0].seed, b.items[0].operations);
     run_batch(&b);
+    int rc = tell(&b);
     free(b.items);
-    clock_gettime(CLOCK_MONOTONIC, &to);
-    double seconds = (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9;
-    if (a.expect_finding) {
-        if (b.failed > 0)
-            printf("ok: mutant %s is found by seed %" PRIu64 " in %.1f s\n",
-                   a.mutant ? a.mutant : "-", b.first_failed, seconds);
-        else
-            printf("FAILED: mutant %s is not found by %" PRIu64 " seeds\n",
-                   a.mutant ? a.mutant : "-", b.passed);
-        return b.failed > 0 ? 0 : 1;
-    }
-    if (b.passed > 0)
-        show_totals(&b.totals, b.passed);
-    printf("%.1f seeds/s\n", (double)(b.passed + b.failed) / seconds);
-    printf("%" PRIu64 " passed, %" PRIu64 " failed, 0 skipped\n", b.passed, b.failed);
-    return b.failed > 0 ? 1 : 0;
+    plan_release(&a.plan);
+    return rc;
 }

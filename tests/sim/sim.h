@@ -1,6 +1,7 @@
 /* What the files of the simulator share: one run, its processes, volumes and snapshots.
  *
  *   run.c         a run from seed to verdict: limits, turns, settling
+ *   plan.c        which part of a run is carried out
  *   director.c    what happens to whom, and when (pick.c, trouble.c; settle.c: the end)
  *   daemon.c      a process that has a volume (or a snapshot) open
  *   journals.c    the journals on the nodes, and what must be found in them
@@ -17,6 +18,7 @@
 #include "portalbd/volume/volume.h"
 #include "tests/sim/checker.h"
 #include "tests/sim/needs.h"
+#include "tests/sim/plan.h"
 #include "tests/sim/sim_env.h"
 #include "tests/sim/sim_store.h"
 #include "tests/support/ram_journal.h"
@@ -26,7 +28,9 @@ enum { NODES = 3, CONTROLLERS = 2, EPOCHS_MAX = 256, SIM_FINDING_MAX = FINDING_M
 
 struct sim_options {
     uint64_t seed;
-    uint64_t operations; /* block operations, at least */
+    uint64_t operations;  /* block operations, at least */
+    struct sim_plan plan; /* borrowed */
+    uint32_t *step;       /* borrowed; tells the step of the director under way; may be NULL */
     bool trace;
     bool verbose;
 };
@@ -86,9 +90,13 @@ struct sim_totals {
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;
     uint64_t objects_left, objects_fences, objects_manifests;
-    uint64_t turns, virtual_ms;
+    uint64_t turns, virtual_ms, steps, daemons, controllers;
     uint64_t digest; /* of all that ran: equal for equal seeds */
 };
+
+/* --- totals.c --- */
+void sim_totals_add(struct sim_totals *to, const struct sim_totals *from);
+void sim_totals_show(const struct sim_totals *t, uint64_t runs);
 
 struct sim;
 struct daemon;

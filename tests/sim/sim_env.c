@@ -2,7 +2,8 @@
  *
  * I1 Time never goes back; a turn runs at its time or, held back by a sleep, later.
  * I2 Events of a process run in the order of their posts, one a turn.
- * I3 Everything that is decided is decided by world->rng: no address, clock or hash order is used.
+ * I3 Everything that is decided is decided by the generators: no address, clock or hash order is
+ *    used.
  *
  * A killed process is run to its end at once, without the clock and without anybody else: its
  * timers fire early, its jobs end. The rest of the world sees nothing of that. */
@@ -36,10 +37,15 @@ static uint64_t spread(uint64_t *state) {
     return z ^ (z >> 31);
 }
 
+void sim_rng_seed(struct sim_rng *r, uint64_t seed) {
+    for (size_t i = 0; i < ARRAY_LEN(r->state); i++)
+        r->state[i] = spread(&seed);
+}
+
 void sim_world_init(struct sim_world *w, uint64_t seed) {
     *w = (struct sim_world){.now_us = 1000000, .turn_jitter_us = 50, .job_us_max = 3000};
-    for (size_t i = 0; i < ARRAY_LEN(w->rng); i++)
-        w->rng[i] = spread(&seed);
+    w->rng = &w->own_rng;
+    sim_rng_seed(w->rng, seed);
     list_init(&w->procs);
     env_init(&w->attic, NULL);
 }
@@ -52,8 +58,8 @@ void sim_world_release(struct sim_world *w) {
 }
 
 /* xoshiro256** (Blackman, Vigna; public domain). */
-uint64_t sim_random(struct sim_world *w) {
-    uint64_t *s = w->rng;
+static uint64_t rng_next(struct sim_rng *r) {
+    uint64_t *s = r->state;
     uint64_t result = rotl(s[1] * 5, 7) * 9, t = s[1] << 17;
     s[2] ^= s[0];
     s[3] ^= s[1];
@@ -62,6 +68,10 @@ uint64_t sim_random(struct sim_world *w) {
     s[2] ^= t;
     s[3] = rotl(s[3], 45);
     return result;
+}
+
+uint64_t sim_random(struct sim_world *w) {
+    return rng_next(w->rng);
 }
 
 uint64_t sim_below(struct sim_world *w, uint64_t n) {
@@ -132,7 +142,7 @@ static void op_random(struct env *env, void *buf, size_t len) {
 static void op_post(struct env *env, struct env_event *event) {
     struct sim_proc *p = proc_of(env);
     if (!p->events)
-        p->turn_us = p->world->now_us + sim_below(p->world, p->world->turn_jitter_us + 1);
+        p->turn_us = p->world->now_us + rng_next(&p->rng) % (p->world->turn_jitter_us + 1);
     event->next = NULL;
     *p->events_tail = event;
     p->events_tail = &event->next;
@@ -161,7 +171,10 @@ static void op_job_submit(struct env *env, struct env_job *job) {
     struct sim_job *j = NEW(struct sim_job);
     *j = (struct sim_job){.timer.fn = on_job_time, .job = job, .proc = p};
     p->jobs++;
+    struct sim_rng *rng = p->world->rng;
+    p->world->rng = &p->rng;
     uint64_t us = sim_skewed(p->world, 0, p->world->job_us_max);
+    p->world->rng = rng;
     timer_heap_start(&p->timers, &j->timer, p->world->now_us + us);
 }
 
@@ -181,6 +194,7 @@ void sim_proc_init(struct sim_proc *p, struct sim_world *w, const char *name) {
     *p = (struct sim_proc){.world = w};
     env_init_sharing_stacks(&p->env, &sim_env_ops, &w->attic);
     snprintf(p->name, sizeof p->name, "%s", name);
+    sim_rng_seed(&p->rng, sim_random(w));
     p->events_tail = &p->events;
     list_push_back(&w->procs, &p->node);
 }
@@ -227,12 +241,14 @@ static uint64_t proc_next_us(const struct sim_proc *p) {
 }
 
 static void proc_run(struct sim_proc *p) {
+    p->world->rng = &p->rng;
     struct env_timer *t = timer_heap_first(&p->timers);
     if (p->events && (!t || p->turn_us <= t->due_us))
         run_event(p);
     else
         run_timer(&p->timers, t);
     CHECK(p->env.fiber_current == NULL);
+    p->world->rng = &p->world->own_rng;
 }
 
 bool sim_step(struct sim_world *w) {
@@ -288,6 +304,8 @@ NORETURN static void hangs(struct sim_proc *p) {
 void sim_proc_kill(struct sim_proc *p) {
     CHECK(!p->killed);
     CHECK(p->env.fiber_current == NULL);
+    struct sim_rng *rng = p->world->rng;
+    p->world->rng = &p->rng;
     p->killed = true;
     p->asleep_until_us = 0;
     if (p->on_kill)
@@ -304,4 +322,5 @@ void sim_proc_kill(struct sim_proc *p) {
         else
             hangs(p);
     }
+    p->world->rng = rng;
 }

@@ -1,8 +1,9 @@
 /* A world on a virtual clock: several processes, each with an env of its own, in one thread.
  *
  * Nothing happens in parallel: sim_step() picks the next turn of anybody (an event, a timer, the
- * end of a job, a world timer) and runs it. All choices come from one seeded generator, so a seed
- * is a run. Jobs run inline at a random later time.
+ * end of a job, a world timer) and runs it. All choices come from seeded generators, so a seed is a
+ * run: each process has one of its own, which its starter's seeds, so that what happens to one does
+ * not change the choices of another. Jobs run inline at a random later time.
  *
  * A process can sleep (its turns are held back and come after it wakes: a zombie) and be killed. A
  * killed process has no effect any more on anything outside (its store handles are cut, what it
@@ -14,9 +15,15 @@
 #include "common/fiber.h"
 #include "common/timer_heap.h"
 
+struct sim_rng {
+    uint64_t state[4];
+};
+void sim_rng_seed(struct sim_rng *r, uint64_t seed);
+
 struct sim_world {
     uint64_t now_us;
-    uint64_t rng[4];
+    struct sim_rng *rng;      /* of whose turn it is; between turns: */
+    struct sim_rng own_rng;   /* also for effects in the store */
     struct list_node procs;   /* struct sim_proc */
     struct timer_heap timers; /* of the world: effects in the store, plans */
     uint64_t turn_jitter_us;  /* a turn comes up to so much later than it could */
@@ -58,6 +65,7 @@ struct sim_proc {
     struct env_event **events_tail;
     uint64_t turn_us; /* when the first of them may run */
     struct timer_heap timers;
+    struct sim_rng rng;
     size_t jobs;
     uint64_t asleep_until_us;
     bool killed;
