@@ -194,6 +194,8 @@ endef
 $(foreach t,$(notdir $(GO_TOOLS)),$(eval $(call go_tool_rule,$(t))))
 
 SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))" "$(SIM) --list tests/sim/seeds.txt")
+# In every test run other seeds, as many as there is time for.
+SIM_NEW     := $(if $(SIM),"$(SIM) --seed now --seeds 1000000 --seconds 75" "$(SIM) --list tests/sim/seeds.txt")
 SIM_MUTANTS := $(wildcard tests/sim/mutants.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 CHART_TESTS := $(wildcard tests/chart/test_chart.py)
@@ -211,7 +213,7 @@ mutants:
 .PHONY: tests-build test test-unit test-sim test-integration test-kernel model sanity asan tsan bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
-	@$(RUN_TESTS) $(SIM_RUN) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) \
+	@$(RUN_TESTS) $(if $(SEED),$(SIM_RUN),$(SIM_NEW)) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) \
 		$(call KERNEL_RUNS,uml) $(REPLAY_RUNS) $(TEST_BINS)
 test-unit: $(TEST_BINS) replays ## unit, conformance and golden tests, corpora of the fuzzers
 	@$(RUN_TESTS) $(REPLAY_RUNS) $(TEST_BINS)

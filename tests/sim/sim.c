@@ -63,6 +63,7 @@ struct batch {
     const struct arguments *args;
     struct item *items; /* owned */
     size_t count;
+    size_t repeats; /* items that only repeat the first */
     struct sim_totals totals;
     uint64_t passed;
     uint64_t failed;
@@ -156,7 +157,8 @@ static double seconds_since(const struct timespec *from) {
 /* So that a campaign goes on where it was ended: "FIRST NEXT" seeds. */
 static void save_progress(const struct batch *b, size_t ended) {
     const struct arguments *a = b->args;
-    if (!a->progress || b->failed > 0)
+    ended -= MIN(ended, b->repeats);
+    if (!a->progress || (b->failed > 0 && !a->keep_going))
         return;
     FILE *f = fopen(a->progress, "w");
     if (!f)
@@ -178,12 +180,13 @@ static void run_batch(struct batch *b) {
             next++;
         }
         if (ended == next)
-            return;
+            break;
         end_job(b, &jobs[ended % a->jobs]);
         ended++;
-        if (ended % SAVE_EVERY == 0 || ended == b->count)
-            save_progress(b, MIN(ended, (size_t)a->seeds));
+        if (ended % SAVE_EVERY == 0)
+            save_progress(b, ended);
     }
+    save_progress(b, ended);
 }
 
 static void add_item(struct batch *b, uint64_t seed, uint64_t operations) {
@@ -372,10 +375,12 @@ int main(int argc, char **argv) {
            a.mutant ? ", mutant " : "", a.mutant ? a.mutant : "");
     if (a.list)
         read_list(&b, a.list);
-    for (uint64_t i = 0; !a.list && i < a.seeds; i++)
+    for (uint64_t i = 0; !a.list && i < a.seeds; i++) {
         add_item(&b, a.seed + i, a.operations);
-    if (b.count > 1 && !a.expect_finding)
-        add_item(&b, b.items[0].seed, b.items[0].operations);
+        b.repeats = i == 0 && a.seeds > 1 && !a.expect_finding ? 1 : b.repeats;
+        if (i == 0 && b.repeats > 0)
+            add_item(&b, a.seed, a.operations);
+    }
     run_batch(&b);
     int rc = tell(&b);
     free(b.items);
