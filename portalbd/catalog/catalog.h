@@ -138,6 +138,18 @@ int catalog_volume_expand(struct catalog *c, const char *id, uint64_t size_bytes
                           uint64_t limit_bytes, struct volume_info *ret, bool *ret_needs_node,
                           struct err *e);
 
+struct volume_maintained {
+    uint64_t objects_deleted, bytes_deleted;
+    uint64_t bytes_moved;
+    uint64_t objects_held, bytes_held; /* what only snapshots and clones need */
+};
+/* Pays what a volume that nobody has owes to its store: merges, GC. While a node has it, its daemon
+ * does that. Whoever is published, restores or deletes meanwhile is not held up, and fences us.
+ * -ERR_NOT_FOUND; -ERR_IN_USE: it is published to a node.
+ * Costs about 25, a LIST of its objects, and what it does. (maintain.c) */
+int catalog_volume_maintain(struct catalog *c, const char *id, struct volume_maintained *ret,
+                            struct err *e);
+
 /* --- snapshots (snapshots.c) --- */
 
 struct snapshot_info {

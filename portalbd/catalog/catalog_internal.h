@@ -66,6 +66,9 @@ int volume_identity(struct catalog *c, const struct parsed_id *id,
 /* Finishes a fencing that the record names: complete open with its publish epoch, record ready.
  * -ERR_STALE: the record moved on, read it again. */
 int catalog_finish_fencing(struct catalog *c, struct volume_record *r, struct err *e);
+/* Is the newest manifest closed at the record's publish epoch? Then nobody writes, and nobody that
+ * the record does not name will. A volume without content has nothing to fence: closed. Costs 2. */
+int catalog_is_closed(struct catalog *c, const struct volume_record *r, bool *ret, struct err *e);
 /* What stands in the way of any change: finishes a fencing or restore that the record names, and
  * asks to start over with -ERR_STALE. 0: there is none. */
 int catalog_settle(struct catalog *c, struct volume_record *r, struct err *e);

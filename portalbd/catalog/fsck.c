@@ -13,10 +13,9 @@ void fsck_report(struct fsck *f, enum fsck_kind kind, const char *key, const cha
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    if (kind == FSCK_DAMAGE)
-        f->result.damaged++;
-    else
-        f->result.leaked++;
+    ++*(kind == FSCK_DAMAGE ? &f->result.damaged
+        : kind == FSCK_LEAK ? &f->result.leaked
+                            : &f->result.garbage);
     if (f->on_finding)
         f->on_finding(f->arg, &(struct fsck_finding){.kind = kind, .key = key, .text = text});
 }

@@ -8,8 +8,10 @@
 #include "portalbd/catalog/catalog.h"
 
 enum fsck_kind {
-    FSCK_DAMAGE, /* lost, unreadable, or in contradiction to something else */
-    FSCK_LEAK,   /* nothing needs it, and no writer is at work who may know better */
+    FSCK_DAMAGE,  /* lost, unreadable, or in contradiction to something else */
+    FSCK_LEAK,    /* nothing needs it, and nothing of ours will ever free it */
+    FSCK_GARBAGE, /* nothing needs it, and no writer is at work: freed by the next one, or by
+                     portalctl gc */
 };
 
 struct fsck_finding {
@@ -22,8 +24,8 @@ struct fsck_result {
     uint64_t volumes, snapshots, records; /* looked at */
     uint64_t roots, runs, entries;        /* of live and deleted volumes and their pins */
     uint64_t objects, frames, bytes_read; /* segments whose bytes were checked; their frames */
-    uint64_t damaged, leaked, leaked_bytes;
-    uint64_t pending;   /* objects and pins that a writer, collector or sweeper is to deal with */
+    uint64_t damaged, leaked, garbage, garbage_bytes;
+    uint64_t pending;   /* objects and pins that a writer, collector or sweeper is at */
     uint64_t unsettled; /* volumes that changed faster than they could be read */
 };
 

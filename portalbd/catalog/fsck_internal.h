@@ -14,7 +14,7 @@ struct fsck_name {
 
 enum {
     FSCK_NEEDED = 1,  /* a root names it and would miss it */
-    FSCK_HELD = 2,    /* a root names it, perhaps in vain: no leak */
+    FSCK_HELD = 2,    /* a root names it, perhaps in vain: no garbage */
     FSCK_CHECKED = 4, /* its bytes were looked at */
 };
 

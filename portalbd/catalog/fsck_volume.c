@@ -7,7 +7,7 @@
  * A live writer puts, condemns and deletes all the while. So nothing that is missing is told unless
  * the manifest and the pins that name it are still the newest afterwards, and it is asked for by
  * its own name once more. What was read once is not read again in the next attempt: objects are
- * immutable. Nothing is called a leak unless the manifest is closed and has not moved, no maker of
+ * immutable. Nothing is called garbage unless the manifest is closed and has not moved, no maker of
  * a pin is at work, and the volume's record is at rest. */
 #include "portalbd/catalog/fsck_internal.h"
 
@@ -372,7 +372,8 @@ static int look(struct fsck_check *c, struct attempt *a, struct err *e) {
 
 /* --- what nobody needs --- */
 
-static int tell_leaks(struct fsck_check *c, const struct attempt *a, bool at_rest, struct err *e) {
+static int tell_garbage(struct fsck_check *c, const struct attempt *a, bool at_rest,
+                        struct err *e) {
     bool moved = false;
     int rc = has_moved(c, a, &moved, e);
     if (rc < 0)
@@ -395,8 +396,8 @@ static int tell_leaks(struct fsck_check *c, const struct attempt *a, bool at_res
         }
         char key[KEY_MAX];
         fsck_name_key(key, &c->table, &o->name);
-        c->f->result.leaked_bytes += o->size;
-        fsck_report(c->f, FSCK_LEAK, key, "nothing needs its %u bytes", o->size);
+        c->f->result.garbage_bytes += o->size;
+        fsck_report(c->f, FSCK_GARBAGE, key, "nothing needs its %u bytes", o->size);
     }
     return 0;
 }
@@ -469,7 +470,7 @@ static int check(struct fsck_check *c, struct err *e) {
         if (rc == 0 && !a.gone) {
             c->f->result.roots += c->root_count;
             c->f->result.pending += a.pending;
-            rc = tell_leaks(c, &a, at_rest, e);
+            rc = tell_garbage(c, &a, at_rest, e);
             attempt_release(&a);
             return rc;
         }

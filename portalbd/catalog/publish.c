@@ -16,9 +16,7 @@
 
 #include "portalbd/catalog/catalog_internal.h"
 
-/* Is the newest manifest closed at the record's publish epoch? Then nobody writes, and nobody that
- * the record does not name will. A volume without content has nothing to fence: closed. */
-static int is_closed(struct catalog *c, const struct volume_record *r, bool *ret, struct err *e) {
+int catalog_is_closed(struct catalog *c, const struct volume_record *r, bool *ret, struct err *e) {
     struct manifest m;
     int rc = manifest_newest(c->store, &r->key, &m, e);
     if (rc == -ERR_NOT_FOUND) {
@@ -35,7 +33,7 @@ static int is_closed(struct catalog *c, const struct volume_record *r, bool *ret
 int catalog_finish_fencing(struct catalog *c, struct volume_record *r, struct err *e) {
     CHECK(r->state == VOLUME_FENCING);
     bool closed;
-    int rc = is_closed(c, r, &closed, e);
+    int rc = catalog_is_closed(c, r, &closed, e);
     if (rc == 0 && !closed)
         rc = volume_fence(c->env, c->store, &r->key, (uint32_t)r->publish_epoch, NULL, e);
     if (rc == -ERR_FENCED) /* somebody else finishes it, or the record is an old one by now */
@@ -131,7 +129,7 @@ static int unpublish_once(struct catalog *c, const char *id, const char *node, s
     if (r.node[0] == '\0' || (node && node[0] != '\0' && strcmp(r.node, node) != 0))
         return 0;
     bool closed;
-    rc = is_closed(c, &r, &closed, e);
+    rc = catalog_is_closed(c, &r, &closed, e);
     if (rc < 0)
         return rc;
     if (closed) {

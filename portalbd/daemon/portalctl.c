@@ -29,6 +29,7 @@ static const struct option_spec options[] = {
      .help = "How long to wait for the store, or for a daemon."},
     {"output", OPTION_ENUM, offsetof(struct ctl_config, output), .letter = 'o', .def = "table",
      .choices = output_names, .help = "How results look."},
+    {"json", OPTION_BOOL, offsetof(struct ctl_config, json), .help = "The same as --output json."},
     {"log-level", OPTION_ENUM, offsetof(struct ctl_config, log_level), .def = "warn",
      .choices = log_level_names, .help = "The least important lines to print."},
     {"size", OPTION_SIZE, offsetof(struct ctl_config, size), .letter = 's', .group = "Commands",
@@ -75,8 +76,14 @@ static const struct option_spec options[] = {
      .help = "Start a node agent where none listens; no: wait for one."},
     {"all", OPTION_BOOL, offsetof(struct ctl_config, all), .letter = 'a',
      .commands = OPTION_FOR(UPGRADE), .help = "Every device of this node."},
-    {"json", OPTION_BOOL, offsetof(struct ctl_config, json), .commands = OPTION_FOR(DEVICES),
-     .help = "The same as --output json."},
+    {"quick", OPTION_BOOL, offsetof(struct ctl_config, quick), .letter = 'q',
+     .group = "Looking after a pool", .commands = OPTION_FOR(FSCK),
+     .help = "Read no data: what is referenced is there and large enough, and all that describes "
+             "it is good."},
+    {"garbage", OPTION_BOOL, offsetof(struct ctl_config, garbage), .letter = 'g',
+     .commands = OPTION_FOR(FSCK),
+     .help = "Name what nothing needs any more in volumes that nobody has, too, and exit with 8 "
+             "when there is any. It is not wrong to have some; portalctl gc frees it."},
     {0}};
 
 static const struct option_command commands[] = {
@@ -112,7 +119,12 @@ static const struct option_command commands[] = {
     [DEVICES] = {"devices", NULL, 0, 0, "the volumes that are block devices of this node"},
     [UPGRADE] = {"upgrade", "[VOLUME]", 0, 1,
                  "go on with the daemon program that is installed now; the device stays"},
-    [GC] = {"gc", NULL, 0, 0, "finish deletions that died half way, free what nobody needs"},
+    [GC] = {"gc", "[VOLUME]", 0, 1,
+            "free what nothing needs any more, finish deletions that died half way"},
+    [FSCK] = {"fsck", "[VOLUME]", 0, 1,
+              "read the pool, or one volume: checksums, references, lost and leaked objects; "
+              "changes nothing"},
+    [INSPECT] = {"inspect", "KEY|FILE", 1, 1, "any object of the pool, readable"},
     {0}};
 
 static const struct option_program program = {
@@ -122,7 +134,9 @@ static const struct option_program program = {
         "A VOLUME is a name or an id; a SNAPSHOT is volume@name, another name, or an id. Exit "
         "codes: 0 done, 1 failed, 2 the command line, 3 there is no such thing (of detach: not "
         "everything is in the store yet), 4 it exists already and differs, 5 it is in use, 6 the "
-        "store or the daemon did not answer in time.\n\nattach, detach, devices and upgrade work "
+        "store or the daemon did not answer in time, 7 something is damaged, 8 (fsck) nothing is "
+        "damaged, but there are objects that nothing needs.\n\nattach, detach, devices and upgrade "
+        "work "
         "through the node agent of the run folder, and need root. Where none listens they start "
         "one; it ends by itself when nothing is attached any more, and its log is node-agent.log "
         "in the run folder. /run/portalbd/by-name/<volume> leads to a volume's device.",
@@ -181,6 +195,8 @@ static int (*const handlers[])(struct ctl *c, struct err *e) = {
     [DEVICES] = ctl_devices,
     [UPGRADE] = ctl_upgrade,
     [GC] = ctl_gc,
+    [FSCK] = ctl_fsck,
+    [INSPECT] = ctl_inspect,
 };
 
 static void command_fiber(void *arg) {
@@ -199,6 +215,8 @@ int main(int argc, char **argv) {
     log_init(
         &(struct log_config){.program = "portalctl", .level = (enum log_level)c.config.log_level});
     signal(SIGPIPE, SIG_IGN);
+    if (c.config.json)
+        c.config.output = OUTPUT_JSON;
     c.command = (enum ctl_command)args.command;
     c.argv = args.argv; /* like argv, NULL at its end */
     c.loop = loop_new(2);
@@ -211,5 +229,5 @@ int main(int argc, char **argv) {
         fprintf(stderr, "portalctl: %s\n", c.e.text);
     json_decref(c.result);
     options_release(&program, &c.config);
-    return c.rc < 0 && c.exit_code ? c.exit_code : exit_code_of(c.rc);
+    return c.exit_code ? c.exit_code : exit_code_of(c.rc);
 }

@@ -34,6 +34,8 @@ struct ctl_config {
     bool start_agent;
     bool all;
     bool json;
+    bool quick;
+    bool garbage;
     int log_level;
 };
 
@@ -60,6 +62,8 @@ enum ctl_command {
     DEVICES,
     UPGRADE,
     GC,
+    FSCK,
+    INSPECT,
 };
 
 enum { OUTPUT_TABLE, OUTPUT_JSON };
@@ -106,6 +110,8 @@ int ctl_detach(struct ctl *c, struct err *e);
 int ctl_devices(struct ctl *c, struct err *e);
 int ctl_upgrade(struct ctl *c, struct err *e);
 int ctl_gc(struct ctl *c, struct err *e);
+int ctl_fsck(struct ctl *c, struct err *e);
+int ctl_inspect(struct ctl *c, struct err *e);
 
 /* --- finding things --- */
 

@@ -90,6 +90,9 @@ static void print_members(const json_t *object, int indent) {
         if (json_is_object(value)) {
             printf("%*s%s:\n", indent, "", name);
             print_members(value, indent + 2);
+        } else if (json_is_object(json_array_get(value, 0))) {
+            printf("%*s%s:\n", indent, "", name);
+            print_rows(value);
         } else {
             format_value(name, value, cell, sizeof cell);
             printf("%*s%-*s %s\n", indent, "", 20 - indent, name, cell);

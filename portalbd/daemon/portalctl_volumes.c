@@ -2,7 +2,6 @@
 #include <string.h>
 
 #include "common/mem.h"
-#include "portalbd/catalog/background.h"
 #include "portalbd/control/client.h"
 #include "portalbd/daemon/portalctl_internal.h"
 
@@ -349,23 +348,4 @@ int ctl_snapshot_restore(struct ctl *c, struct err *e) {
     c->result = encode_volume(&v);
     volume_info_release(&v);
     return 0;
-}
-
-int ctl_gc(struct ctl *c, struct err *e) {
-    struct background job;
-    struct background_result r = {0};
-    int rc = ctl_need_pool(c, e);
-    if (rc < 0)
-        return rc;
-    background_init(&job, c->catalog);
-    rc = background_pass(&job, &r, e);
-    background_release(&job);
-    if (rc < 0)
-        return rc;
-    c->result =
-        json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "volumes", (json_int_t)r.volumes, "volumes_finished",
-                  (json_int_t)r.volumes_finished, "volumes_waiting", (json_int_t)r.volumes_waiting,
-                  "objects_deleted", (json_int_t)r.objects_deleted, "records_pruned",
-                  (json_int_t)r.records_pruned, "failures", (json_int_t)r.failures);
-    return r.failures ? err_copy(e, &r.first_failure) : 0;
 }

@@ -184,6 +184,23 @@ static int verb_grow(struct served *s, const json_t *args, json_t **ret, struct 
     return 0;
 }
 
+static int verb_gc(struct served *s, const json_t *args, json_t **ret, struct err *e) {
+    (void)args;
+    struct volume_status before, after;
+    volume_status(s->volume, &before);
+    int rc = check_writable(s, e);
+    if (rc < 0 || (rc = volume_collect(s->volume, e)) < 0)
+        return rc;
+    volume_status(s->volume, &after);
+    *ret = json_object();
+    set_u64(*ret, "objects_deleted", after.gc_objects_deleted - before.gc_objects_deleted);
+    set_u64(*ret, "deleted_bytes", after.gc_bytes_deleted - before.gc_bytes_deleted);
+    set_u64(*ret, "moved_bytes", after.gc_bytes_moved - before.gc_bytes_moved);
+    set_u64(*ret, "objects_held", after.gc_held);
+    set_u64(*ret, "held_bytes", after.gc_held_bytes);
+    return 0;
+}
+
 /* --- snapshots --- */
 
 static json_t *encode_snapshot(const struct snapshot_info *i) {
@@ -342,6 +359,7 @@ int served_control(void *arg, const char *verb, const json_t *args, json_t **ret
         {"stats", verb_stats},
         {"flush", verb_flush},
         {"grow", verb_grow},
+        {"gc", verb_gc},
         {"snapshot.create", verb_snapshot_create},
         {"snapshot.list", verb_snapshot_list},
         {"snapshot.get", verb_snapshot_get},

@@ -5,82 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "portalbd/catalog/background.h"
 #include "portalbd/catalog/catalog_internal.h"
 #include "portalbd/catalog/fsck.h"
-#include "portalbd/volume/volume.h"
+#include "portalbd/catalog/inspect.h"
+#include "tests/support/engine_writer.h"
 #include "tests/support/pool_test.h"
 
 enum { SIZE = 4 * 1024 * 1024 };
 
 POOL_TEST_SETUP(7)
-
-/* --- a writer --- */
-
-struct sync_request {
-    struct bd_request req;
-    struct fiber_done done;
-};
-
-static void on_done(struct bd_request *req) {
-    fiber_done_set(&container_of(req, struct sync_request, req)->done);
-}
-
-static void submit(struct pool_fixture *f, struct volume *v, enum bd_op op, uint64_t off,
-                   uint64_t len, const void *data) {
-    struct sync_request s = {
-        .req = {.op = op, .off = off, .len = len, .write_data = data, .done = on_done}};
-    fiber_done_init(&s.done);
-    if (!bd_submit(volume_blockdev(v), &s.req))
-        fiber_done_wait_always(f->env, &s.done);
-    assert_int_equal(s.req.rc, 0);
-}
-
-static struct volume *open_volume(struct pool_fixture *f, const struct volume_key *key,
-                                  uint64_t epoch) {
-    struct volume_config config = {.env = f->env,
-                                   .store = f->store,
-                                   .key = *key,
-                                   .publish_epoch = (uint32_t)epoch,
-                                   .journal_size = 4 * 1024 * 1024,
-                                   .cache_size = 256 * 1024,
-                                   .segment_size = 16 * 1024,
-                                   .checkpoint_segments = 6,
-                                   .runs_max = 3};
-    struct err e;
-    struct volume *v;
-    ok(volume_open(&config, &v, &e), &e);
-    return v;
-}
-
-static void write_some(struct pool_fixture *f, struct volume *v, int writes) {
-    uint8_t data[16 * 1024];
-    for (int i = 0; i < writes; i++) {
-        uint64_t sector = env_random_u64(f->env) % (SIZE / SECTOR_SIZE - 32);
-        uint64_t count = 1 + env_random_u64(f->env) % 32;
-        env_random(f->env, data, count * SECTOR_SIZE);
-        if (i % 3 == 0)
-            memset(data, i, count * SECTOR_SIZE); /* compresses */
-        enum bd_op op = i % 11 == 10 ? BD_TRIM : BD_WRITE;
-        submit(f, v, op, sector * SECTOR_SIZE, count * SECTOR_SIZE, op == BD_TRIM ? NULL : data);
-        if (i % 5 == 4)
-            submit(f, v, BD_FLUSH, 0, 0, NULL);
-    }
-}
-
-static void on_freed(void *arg) {
-    fiber_done_set(arg);
-}
-
-static void end_volume(struct pool_fixture *f, struct volume *v, bool close) {
-    struct err e;
-    struct fiber_done freed;
-    if (close)
-        ok(volume_close(v, &e), &e);
-    fiber_done_init(&freed);
-    volume_free(v, on_freed, &freed);
-    fiber_done_wait_always(f->env, &freed);
-}
 
 /* --- the pool --- */
 
@@ -102,9 +35,9 @@ static void write_volume(struct pool_fixture *f, const char *id, int writes) {
     struct err e;
     struct volume_key key;
     uint64_t epoch = publish(f, id, &key);
-    struct volume *v = open_volume(f, &key, epoch);
-    write_some(f, v, writes);
-    end_volume(f, v, true);
+    struct volume *v = engine_open(f, &key, epoch);
+    engine_write(f, v, SIZE, writes);
+    engine_end(f, v, true);
     ok(catalog_volume_unpublish(&f->catalog, id, "node-a", &e), &e);
 }
 
@@ -167,7 +100,7 @@ struct findings {
 static void on_finding(void *arg, const struct fsck_finding *f) {
     struct findings *l = arg;
     if (getenv("VERBOSE"))
-        printf("  %s %s: %s\n", f->kind == FSCK_DAMAGE ? "damage" : "leak", f->key, f->text);
+        printf("  %s %s: %s\n", f->kind == FSCK_DAMAGE ? "damage" : "garbage", f->key, f->text);
     if (l->count < ARRAY_LEN(l->keys)) {
         snprintf(l->keys[l->count], KEY_MAX, "%s", f->key);
         snprintf(l->texts[l->count], sizeof l->texts[0], "%s", f->text);
@@ -181,7 +114,7 @@ static struct fsck_result check(struct pool_fixture *f, const char *volume, bool
     *l = (struct findings){0};
     struct fsck k = {.catalog = &f->catalog, .quick = quick, .on_finding = on_finding, .arg = l};
     ok(volume ? fsck_volume(&k, volume, &e) : fsck_pool(&k, &e), &e);
-    assert_int_equal(l->count, k.result.damaged + k.result.leaked);
+    assert_int_equal(l->count, k.result.damaged + k.result.leaked + k.result.garbage);
     assert_int_equal(k.result.unsettled, 0);
     return k.result;
 }
@@ -267,9 +200,9 @@ static void every_object(void *arg) {
     static struct findings l;
     tell(f, &s);
     static struct findings garbage; /* what nothing needs is not read */
-    size_t leaked = (size_t)check(f, NULL, false, &garbage).leaked;
+    size_t unneeded = (size_t)check(f, NULL, false, &garbage).garbage;
     size_t count = memory_store_count(f->memory);
-    assert_true(leaked <= ARRAY_LEN(garbage.keys));
+    assert_true(unneeded <= ARRAY_LEN(garbage.keys));
     for (size_t i = 0; i < count; i++) {
         const char *at;
         struct view body;
@@ -281,7 +214,7 @@ static void every_object(void *arg) {
         if (!may_go(f, key)) {
             assert_true(memory_store_remove(f->memory, key));
             struct fsck_result r = check(f, NULL, true, &l);
-            if (r.damaged == 0 && r.leaked == leaked)
+            if (r.damaged == 0 && r.leaked == 0 && r.garbage == unneeded)
                 fail_msg("'%s' is lost and nothing is told", key);
             memory_store_replace(f->memory, key, view_of(whole, len));
         }
@@ -304,6 +237,40 @@ static void every_object(void *arg) {
 
 static void test_every_object(void **state) {
     pool_fixture_run(*state, every_object, *state);
+}
+
+/* --- any object, readable --- */
+
+static void described(void *arg) {
+    struct pool_fixture *f = arg;
+    struct story s;
+    struct err e;
+    const char *key;
+    struct view body;
+    json_t *o = NULL;
+    tell(f, &s);
+    for (size_t i = 0; memory_store_at(f->memory, i, &key, &body); i++) {
+        if (object_describe(key, body, &o, &e) < 0)
+            fail_msg("%s: %s", key, e.text);
+        const char *type = json_string_value(json_object_get(o, "type"));
+        assert_non_null(type);
+        assert_int_equal(strstr(key, "/log/") != NULL, strcmp(type, "segment") == 0);
+        assert_int_equal(strstr(key, "/manifest/") != NULL, strcmp(type, "manifest") == 0);
+        assert_int_equal(strstr(key, ".root") != NULL, strcmp(type, "pin-root") == 0);
+        json_decref(o);
+        CLEANUP_FREE uint8_t *bad = copy(body);
+        bad[body.len - 3] ^= 0x04;
+        int rc = object_describe(key, view_of(bad, body.len), &o, &e);
+        if (rc == 0)
+            fail_msg("%s: damaged and described", key);
+    }
+    assert_int_equal(object_describe("x", view_of_str("what is this"), &o, &e), -ERR_INVALID);
+    assert_int_equal(object_describe("x", view_of_str(""), &o, &e), -ERR_INVALID);
+    assert_int_equal(object_describe("x", view_of_str("{}"), &o, &e), -ERR_INVALID);
+}
+
+static void test_described(void **state) {
+    pool_fixture_run(*state, described, *state);
 }
 
 /* --- beside a writer --- */
@@ -384,6 +351,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_healthy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_object, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_described, setup, teardown),
         cmocka_unit_test(test_live),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,143 @@
+/* portalctl: fsck and inspect.
+ *
+ * Findings are printed as they come, on stdout (with --output json all at the end); on a terminal a
+ * line on stderr says how far it is. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/mem.h"
+#include "portalbd/catalog/fsck.h"
+#include "portalbd/catalog/inspect.h"
+#include "portalbd/daemon/portalctl_internal.h"
+
+enum {
+    EXIT_DAMAGED = 7,
+    EXIT_LEAKED = 8,
+    FINDINGS_MAX = 10000, /* listed in JSON; all are counted */
+    PROGRESS_US = 200 * 1000,
+};
+
+/* --- fsck --- */
+
+struct fsck_run {
+    struct ctl *c;
+    json_t *findings; /* NULL: printed at once */
+    bool terminal;
+    uint64_t last_us;
+};
+
+static void clear_line(const struct fsck_run *r) {
+    if (r->terminal && r->last_us > 0)
+        fputs("\r\033[K", stderr);
+}
+
+static void on_finding(void *arg, const struct fsck_finding *f) {
+    struct fsck_run *r = arg;
+    static const char *const kinds[] = {
+        [FSCK_DAMAGE] = "damaged", [FSCK_LEAK] = "leaked", [FSCK_GARBAGE] = "garbage"};
+    const char *kind = kinds[f->kind];
+    if (f->kind == FSCK_GARBAGE && !r->c->config.garbage)
+        return;
+    if (r->findings) {
+        if (json_array_size(r->findings) < FINDINGS_MAX)
+            json_array_append_new(r->findings, json_pack("{s:s,s:s,s:s}", "kind", kind, "key",
+                                                         f->key, "what", f->text));
+        return;
+    }
+    clear_line(r);
+    printf("%s  %s: %s\n", kind, f->key, f->text);
+    fflush(stdout);
+}
+
+static void on_progress(void *arg, const struct fsck_result *f, const char *volume) {
+    struct fsck_run *r = arg;
+    char bytes[32];
+    uint64_t now = env_now_us(r->c->env);
+    if (!r->terminal || now - r->last_us < PROGRESS_US)
+        return;
+    r->last_us = now;
+    ctl_format_bytes(f->bytes_read, bytes, sizeof bytes);
+    fprintf(stderr, "\r\033[K%s: %llu objects, %s read, %llu findings", volume,
+            (unsigned long long)f->objects, bytes, (unsigned long long)(f->damaged + f->leaked));
+}
+
+static json_t *encode_result(const struct fsck_result *r) {
+    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "volumes",
+                     (json_int_t)r->volumes, "snapshots", (json_int_t)r->snapshots, "records",
+                     (json_int_t)r->records, "roots", (json_int_t)r->roots, "runs",
+                     (json_int_t)r->runs, "map_entries", (json_int_t)r->entries, "objects",
+                     (json_int_t)r->objects, "frames", (json_int_t)r->frames, "read_bytes",
+                     (json_int_t)r->bytes_read, "pending", (json_int_t)r->pending, "unsettled",
+                     (json_int_t)r->unsettled, "garbage", (json_int_t)r->garbage, "garbage_bytes",
+                     (json_int_t)r->garbage_bytes, "leaked", (json_int_t)r->leaked, "damaged",
+                     (json_int_t)r->damaged);
+}
+
+int ctl_fsck(struct ctl *c, struct err *e) {
+    struct fsck_run run = {.c = c, .terminal = isatty(STDERR_FILENO) == 1};
+    struct fsck f = {.quick = c->config.quick,
+                     .on_finding = on_finding,
+                     .on_progress = on_progress,
+                     .arg = &run};
+    struct volume_info info = {0};
+    int rc = c->argv[0] ? ctl_find_volume(c, c->argv[0], &info, e) : ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    f.catalog = c->catalog;
+    if (c->config.output == OUTPUT_JSON)
+        run.findings = json_array();
+    rc = c->argv[0] ? fsck_volume(&f, info.id, e) : fsck_pool(&f, e);
+    clear_line(&run);
+    volume_info_release(&info);
+    c->result = encode_result(&f.result);
+    if (run.findings)
+        json_object_set_new(c->result, "findings", run.findings);
+    if (f.result.unsettled > 0)
+        ctl_say("%llu volumes changed faster than they could be read; look again",
+                (unsigned long long)f.result.unsettled);
+    if (f.result.damaged > 0)
+        c->exit_code = EXIT_DAMAGED;
+    else if (rc == 0 && (f.result.leaked > 0 || (c->config.garbage && f.result.garbage > 0)))
+        c->exit_code = EXIT_LEAKED;
+    return rc;
+}
+
+/* --- inspect --- */
+
+static int read_local(const char *path, struct buf *ret, struct err *e) {
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return err_from_errno(e, errno, "%s", path);
+    char part[16384];
+    size_t n;
+    while ((n = fread(part, 1, sizeof part, f)) > 0 && ret->len <= OBJ_SIZE_MAX)
+        buf_append(ret, part, n);
+    int rc = ferror(f) ? err_from_errno(e, errno, "%s", path) : 0;
+    fclose(f);
+    if (rc == 0 && ret->len > OBJ_SIZE_MAX)
+        rc = err_set(e, -ERR_INVALID, "%s is larger than any object", path);
+    return rc;
+}
+
+int ctl_inspect(struct ctl *c, struct err *e) {
+    const char *key = c->argv[0];
+    CLEANUP_BUF struct buf body = {0};
+    int rc;
+    if (access(key, R_OK) == 0) {
+        rc = read_local(key, &body, e);
+    } else {
+        rc = ctl_need_pool(c, e);
+        if (rc == 0)
+            rc = objstore_get(c->pool.store, key, OBJ_SIZE_MAX, &body, e);
+        if (rc == -ERR_NOT_FOUND && c->catalog)
+            return err_set(e, rc, "'%s' is neither a file nor a key of the pool", key);
+    }
+    if (rc == 0)
+        rc = object_describe(key, buf_view(&body), &c->result, e);
+    if (rc == -ERR_CORRUPT)
+        c->exit_code = EXIT_DAMAGED;
+    return rc < 0 ? err_wrap(e, "%s", key) : 0;
+}

@@ -1,0 +1,258 @@
+/* Maintenance of a volume that nobody has: what nothing needs is gone afterwards, and nothing else;
+ * it dies at every request, and is overtaken by a publish, a restore, a deletion. */
+#include "tests/support/test.h"
+
+#include "portalbd/catalog/background.h"
+#include "portalbd/catalog/catalog_internal.h"
+#include "portalbd/catalog/fsck.h"
+#include "tests/support/engine_writer.h"
+
+enum { SIZE = 1024 * 1024, STEPS_MAX = 200 };
+
+static void ok(int rc, const struct err *e) {
+    if (rc < 0)
+        fail_msg("%s: %s", err_code_name(rc), e->text);
+}
+
+struct stage {
+    struct pool_fixture f;
+    char volume[ID_MAX], snapshot[ID_MAX];
+    struct volume_key key;
+    struct volume_maintained done;
+    int rc;
+    struct err err;
+    bool ended;
+};
+
+static void write_volume(struct stage *st, int writes, bool close) {
+    struct err e;
+    struct volume_info i;
+    ok(catalog_volume_publish(&st->f.catalog, st->volume, "node-a", false, false, &i, &e), &e);
+    st->key = i.record.key;
+    struct volume *v = engine_open(&st->f, &st->key, i.record.publish_epoch);
+    engine_write(&st->f, v, SIZE, writes);
+    engine_end(&st->f, v, close);
+    volume_info_release(&i);
+    ok(catalog_volume_unpublish(&st->f.catalog, st->volume, "node-a", &e), &e);
+}
+
+static void cut(struct stage *st, const char *name) {
+    struct err e;
+    struct snapshot_info s;
+    ok(catalog_snapshot_create(&st->f.catalog, name, st->volume, &s, &e), &e);
+    memcpy(st->snapshot, s.id, sizeof st->snapshot);
+    snapshot_info_release(&s);
+}
+
+/* Garbage that a snapshot, deleted meanwhile, has held, and of a writer that died. */
+static void set_up(void *arg) {
+    struct stage *st = arg;
+    struct catalog *c = &st->f.catalog;
+    struct err e;
+    struct volume_info i;
+    struct pool_record pool;
+    struct pool_create options = {.cluster_id = NULL};
+    ok(catalog_pool_create(c, &options, &pool, &e), &e);
+    pool_record_release(&pool);
+    ok(catalog_node_register(c, "node-a", "1", &e), &e);
+    ok(catalog_volume_create(c, &(struct volume_create){.name = "v", .size_bytes = SIZE}, &i, &e),
+       &e);
+    memcpy(st->volume, i.id, sizeof st->volume);
+    volume_info_release(&i);
+    write_volume(st, 40, true);
+    cut(st, "v@gone");
+    write_volume(st, 80, true);
+    ok(catalog_snapshot_delete(c, st->snapshot, &e), &e);
+    cut(st, "v@stays");
+    write_volume(st, 40, false);
+}
+
+static struct fsck_result check(struct stage *st) {
+    struct err e;
+    struct fsck k = {.catalog = &st->f.catalog};
+    ok(fsck_pool(&k, &e), &e);
+    assert_int_equal(k.result.damaged, 0);
+    assert_int_equal(k.result.unsettled, 0);
+    return k.result;
+}
+
+static void run_maintain(void *arg) {
+    struct stage *st = arg;
+    st->ended = false;
+    st->rc = catalog_volume_maintain(&st->f.catalog, st->volume, &st->done, &st->err);
+    st->ended = true;
+}
+
+static void at_rest(struct stage *st) {
+    struct err e;
+    struct volume_record r;
+    bool closed;
+    ok(volume_record_by_id(&st->f.catalog, st->volume, &r, &e), &e);
+    assert_int_equal(r.state, VOLUME_READY);
+    assert_string_equal(r.node, "");
+    ok(catalog_is_closed(&st->f.catalog, &r, &closed, &e), &e);
+    assert_true(closed);
+    volume_record_release(&r);
+}
+
+static void frees(void *arg) {
+    struct stage *st = arg;
+    struct err e;
+    struct volume_info i;
+    struct volume_maintained none;
+    set_up(st);
+    assert_true(check(st).garbage > 0);
+    run_maintain(st);
+    ok(st->rc, &st->err);
+    assert_true(st->done.objects_deleted > 0 && st->done.bytes_deleted > 0);
+    assert_int_equal(check(st).garbage, 0);
+    at_rest(st);
+    for (int round = 0; round < 2; round++) /* manifests of the first one go with the second */
+        ok(catalog_volume_maintain(&st->f.catalog, st->volume, &none, &e), &e);
+    assert_int_equal(none.objects_deleted, 0); /* it has come to rest */
+
+    ok(catalog_volume_publish(&st->f.catalog, st->volume, "node-a", false, false, &i, &e), &e);
+    volume_info_release(&i);
+    assert_int_equal(catalog_volume_maintain(&st->f.catalog, st->volume, &none, &e), -ERR_IN_USE);
+    assert_non_null(strstr(e.text, "node-a"));
+    assert_int_equal(catalog_volume_maintain(&st->f.catalog, "pv-x", &none, &e), -ERR_NOT_FOUND);
+}
+
+static void test_frees(void **state) {
+    (void)state;
+    static struct stage st;
+    st = (struct stage){0};
+    pool_fixture_init(&st.f, 1);
+    pool_fixture_run(&st.f, frees, &st);
+    pool_fixture_release(&st.f);
+}
+
+/* --- deaths --- */
+
+static void afterwards(void *arg) {
+    struct stage *st = arg;
+    check(st);
+    run_maintain(st);
+    ok(st->rc, &st->err);
+    assert_int_equal(check(st).garbage, 0);
+    at_rest(st);
+}
+
+static bool die_at(uint64_t n, enum fault_kind how) {
+    static struct stage st;
+    st = (struct stage){0};
+    pool_fixture_init(&st.f, n);
+    pool_fixture_run(&st.f, set_up, &st);
+    struct fault_rule rule = {.kind = how, .nth = n, .times = 1};
+    objstore_fault_add(st.f.faults, &rule);
+    fiber_start(st.f.env, run_maintain, &st);
+    virtual_env_run(&st.f.venv);
+    bool through = st.ended;
+    if (!through) { /* the engine below it goes with it */
+        fiber_cancel_all(st.f.env);
+        virtual_env_run(&st.f.venv);
+        assert_true(st.ended);
+    }
+    objstore_fault_clear(st.f.faults);
+    pool_fixture_run(&st.f, afterwards, &st);
+    pool_fixture_release(&st.f);
+    return through;
+}
+
+static void test_deaths(void **state) {
+    (void)state;
+    uint64_t n = 1;
+    for (bool through = false; !through; n++) {
+        assert_true(n < STEPS_MAX);
+        (void)die_at(n, FAULT_HANG);
+        through = die_at(n, FAULT_HANG_ANSWER);
+    }
+    assert_true(n > 20);
+}
+
+/* --- overtaken --- */
+
+enum overtaker { PUBLISH, RESTORE, DELETE, MAINTAIN, OVERTAKERS };
+
+struct race {
+    struct stage st;
+    enum overtaker who;
+    int rc;
+    struct err err;
+};
+
+static void overtake(void *arg) {
+    struct race *r = arg;
+    struct catalog *c = &r->st.f.catalog;
+    struct volume_info i;
+    struct volume_maintained m;
+    fiber_sleep_us(r->st.f.env, env_random_u64(r->st.f.env) % 60000);
+    switch (r->who) {
+    case PUBLISH:
+        r->rc = catalog_volume_publish(c, r->st.volume, "node-a", false, false, &i, &r->err);
+        if (r->rc < 0)
+            return;
+        struct volume *v = engine_open(&r->st.f, &r->st.key, i.record.publish_epoch);
+        engine_write(&r->st.f, v, SIZE, 20); /* nobody fences this one */
+        engine_end(&r->st.f, v, true);
+        volume_info_release(&i);
+        r->rc = catalog_volume_unpublish(c, r->st.volume, "node-a", &r->err);
+        return;
+    case RESTORE:
+        r->rc = catalog_snapshot_restore(c, r->st.snapshot, r->st.volume, &i, &r->err);
+        if (r->rc == 0)
+            volume_info_release(&i);
+        return;
+    case DELETE:
+        r->rc = catalog_volume_delete(c, r->st.volume, false, &r->err);
+        return;
+    default:
+        r->rc = catalog_volume_maintain(c, r->st.volume, &m, &r->err);
+    }
+}
+
+static void after_race(void *arg) {
+    struct race *r = arg;
+    struct background b;
+    struct background_result result;
+    struct err e;
+    if (r->who != MAINTAIN) /* two of these may go on fencing each other: busy */
+        ok(r->rc, &r->err);
+    check(&r->st);
+    background_init(&b, &r->st.f.catalog);
+    ok(background_pass(&b, &result, &e), &e);
+    background_release(&b);
+    if (r->who == DELETE) {
+        assert_true(r->st.rc == 0 || r->st.rc == -ERR_NOT_FOUND);
+    } else {
+        assert_true(r->st.rc == 0 || r->st.rc == -ERR_IN_USE || r->st.rc == -ERR_BUSY);
+        run_maintain(&r->st);
+        ok(r->st.rc, &r->st.err);
+    }
+    assert_int_equal(check(&r->st).garbage, 0);
+}
+
+static void test_overtaken(void **state) {
+    (void)state;
+    static struct race r;
+    for (uint64_t seed = 1; seed <= 40; seed++) {
+        r = (struct race){.who = (enum overtaker)(seed % OVERTAKERS)};
+        pool_fixture_init(&r.st.f, seed);
+        pool_fixture_run(&r.st.f, set_up, &r.st);
+        pool_fixture_jitter(&r.st.f);
+        fiber_start(r.st.f.env, run_maintain, &r.st);
+        fiber_start(r.st.f.env, overtake, &r);
+        virtual_env_run(&r.st.f.venv);
+        pool_fixture_run(&r.st.f, after_race, &r);
+        pool_fixture_release(&r.st.f);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_frees),
+        cmocka_unit_test(test_deaths),
+        cmocka_unit_test(test_overtaken),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
