@@ -233,6 +233,10 @@ tsan: ## unit tests under the thread sanitizer, in build-tsan
 	@$(MAKE) --no-print-directory BUILD=build-tsan SAN=thread test-unit
 bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
 	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
+.PHONY: bench-map
+EXTENTS ?= 268435456
+bench-map: $(BUILD)/tools/map_bench ## the map of 1 TiB of scattered 4 KiB extents (EXTENTS=n): 7 GB of disk for a while
+	@$(BUILD)/tools/map_bench --extents $(EXTENTS) --scattered
 
 # --- fuzzers: tests/fuzz/fuzz_x.c and its seeds in tests/fuzz/corpus/x; clang only ----------------------------------------
 

@@ -238,46 +238,65 @@ static int compare_refs(const void *a, const void *b) {
     return obj_ref_compare(a, b);
 }
 
+/* What the sources need before the walk, made on a worker. */
+struct preparation {
+    struct merge *merge;
+    struct run_reader *const *sources;
+    size_t count;
+    struct root root; /* volumes and evacuated objects, sorted; owned */
+};
+
+static void preparation_release(struct preparation *p) {
+    root_release(&p->root);
+}
+
+static void keep_evacuated(struct preparation *p, const struct root *root) {
+    if (!root || root->evacuated_count == 0)
+        return;
+    p->root.volumes = xcalloc(root->volume_count, sizeof *root->volumes);
+    memcpy(p->root.volumes, root->volumes, root->volume_count * sizeof *root->volumes);
+    p->root.volume_count = root->volume_count;
+    p->root.evacuated = xcalloc(root->evacuated_count, sizeof *root->evacuated);
+    memcpy(p->root.evacuated, root->evacuated, root->evacuated_count * sizeof *root->evacuated);
+    p->root.evacuated_count = root->evacuated_count;
+}
+
 /* Of a source's objects: are they known to be evacuated? */
-static uint32_t *make_numbers(const struct run_index *x, const struct root *root,
-                              const struct obj_ref *evacuated) {
+static uint32_t *make_numbers(const struct run_index *x, const struct root *root) {
     uint32_t *numbers = xcalloc(MAX(x->usage_count, 1), sizeof *numbers);
     int volumes[RUN_VOLUMES_MAX];
     for (size_t i = 0; i < x->volume_count; i++) {
         volumes[i] = -1;
-        for (size_t j = 0; root && j < root->volume_count; j++)
+        for (size_t j = 0; j < root->volume_count; j++)
             if (volume_key_equal(&root->volumes[j], &x->volumes[i]))
                 volumes[i] = (int)j;
     }
     for (size_t i = 0; i < x->usage_count; i++) {
         numbers[i] = NUMBER_UNKNOWN;
         struct obj_ref ref = x->usage[i].ref;
-        if (!evacuated || run_usage_is_free(&x->usage[i]) || volumes[ref.volume] < 0)
+        if (run_usage_is_free(&x->usage[i]) || volumes[ref.volume] < 0)
             continue;
         ref.volume = (uint16_t)volumes[ref.volume];
-        if (bsearch(&ref, evacuated, root->evacuated_count, sizeof ref, compare_refs))
+        if (bsearch(&ref, root->evacuated, root->evacuated_count, sizeof ref, compare_refs))
             numbers[i] = NUMBER_EVACUATED;
     }
     return numbers;
 }
 
-static void open_sources(struct merge *m, const struct run_merge_options *o,
-                         struct run_reader *const *sources, size_t count) {
-    const struct root *root = o->evacuates;
-    struct obj_ref *evacuated = NULL;
-    if (root && root->evacuated_count > 0) {
-        evacuated = xcalloc(root->evacuated_count, sizeof *evacuated);
-        memcpy(evacuated, root->evacuated, root->evacuated_count * sizeof *evacuated);
-        qsort(evacuated, root->evacuated_count, sizeof *evacuated, compare_refs);
-    }
-    size_t pages = READ_AHEAD_BYTES / RUN_PAGE_SIZE / count;
+static void prepare(void *arg) {
+    struct preparation *p = arg;
+    struct merge *m = p->merge;
+    if (p->root.evacuated_count > 0)
+        qsort(p->root.evacuated, p->root.evacuated_count, sizeof *p->root.evacuated, compare_refs);
+    size_t pages = READ_AHEAD_BYTES / RUN_PAGE_SIZE / p->count;
     uint32_t read_ahead = (uint32_t)MIN(MAX(pages, READ_AHEAD_MIN), RUN_READ_AHEAD_MAX);
-    for (size_t i = 0; i < count; i++) {
-        m->sources[i].index = run_reader_index(sources[i]);
-        m->sources[i].numbers = make_numbers(m->sources[i].index, root, evacuated);
-        run_iter_init(&m->sources[i].iter, sources[i], read_ahead);
+    for (size_t i = 0; i < p->count; i++) {
+        m->sources[i].index = run_reader_index(p->sources[i]);
+        m->sources[i].numbers = make_numbers(m->sources[i].index, &p->root);
+        run_iter_init(&m->sources[i].iter, p->sources[i], read_ahead);
     }
-    free(evacuated);
+    if (m->bottom)
+        run_writer_inherit(m->writer, p->sources[p->count - 1]);
 }
 
 /* Are parts of it worth being named again? Not when most numbers of its objects are free. */
@@ -308,9 +327,11 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     if (level) {
         m.bottom = &m.sources[m.count];
         m.bottom->behind = true;
-        run_writer_inherit(m.writer, last);
     }
-    open_sources(&m, o, sources, source_count);
+    CLEANUP(preparation_release)
+    struct preparation p = {.merge = &m, .sources = sources, .count = source_count};
+    keep_evacuated(&p, o->evacuates);
+    fiber_run_job(o->env, prepare, &p);
     int rc = drive(&m, o, stats, e);
     if (rc == 0)
         rc = run_writer_finish(m.writer, ret_run, e);

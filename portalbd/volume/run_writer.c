@@ -29,8 +29,8 @@
 enum {
     PART_SIZE_DEFAULT = 8 * 1024 * 1024, /* bytes: below the format's limit, to bound memory */
     PART_SIZE_MIN = 2 * RUN_PAGE_SIZE,
-    PART_SMALL = 4,                /* a part of less than one in so many of the size is small */
-    ENCODE_INLINE_MAX = 16 * 1024, /* objects and pages of an index; larger ones are a job */
+    PART_SMALL = 4,               /* a part of less than one in so many of the size is small */
+    ENCODE_INLINE_MAX = 8 * 1024, /* objects and pages of an index or part; else it is a job */
 };
 _Static_assert(PART_SIZE_DEFAULT * 2 <= (int)RUN_PART_SIZE_MAX, "a part of format 1");
 
@@ -151,6 +151,16 @@ static void charges_encode(struct charges *c, struct buf *out) {
     c->count = 0;
 }
 
+struct encode_charges_job {
+    struct charges *charges;
+    struct buf *out;
+};
+
+static void encode_charges(void *arg) {
+    struct encode_charges_job *job = arg;
+    charges_encode(job->charges, job->out);
+}
+
 static void charges_move(struct charges *to, struct charges *from) {
     for (size_t i = 0; i < from->count; i++) {
         uint32_t number = from->shares[i].number;
@@ -227,7 +237,11 @@ static int store_part(struct run_writer *w, struct err *e) {
     p->ref = (struct obj_ref){.kind = OBJ_MAP, .volume = own};
     env_random(w->env, p->ref.id.bytes, RANDOM_ID_SIZE);
     key_map(key, &w->own, &p->ref.id);
-    charges_encode(&c->charges, &c->pages);
+    struct encode_charges_job job = {.charges = &c->charges, .out = &c->pages};
+    if (c->charges.count <= ENCODE_INLINE_MAX)
+        encode_charges(&job);
+    else
+        fiber_run_job(w->env, encode_charges, &job);
     p->first_sector = c->page_first[0];
     p->last_sector = c->end - 1;
     p->sectors = c->sectors;
@@ -450,6 +464,7 @@ static int discharge_base(struct run_writer *w, struct err *e) {
 /* --- the index --- */
 
 struct encode_job {
+    struct usage_table *table;
     const struct run_index *index;
     struct buf *out;
     struct err *e;
@@ -458,14 +473,14 @@ struct encode_job {
 
 static void encode(void *arg) {
     struct encode_job *job = arg;
+    usage_table_finish(job->table);
     job->rc = run_index_encode(job->out, job->index, job->e);
 }
 
 static int index_store(struct run_writer *w, struct root_run *ret_run, struct err *e) {
     CLEANUP_BUF struct buf body = {0};
     struct err why = {0};
-    struct encode_job job = {.index = &w->index, .out = &body, .e = &why};
-    usage_table_finish(&w->table);
+    struct encode_job job = {.table = &w->table, .index = &w->index, .out = &body, .e = &why};
     size_t pages = (size_t)(w->stored_bytes / RUN_PAGE_SIZE);
     if (w->index.usage_count + pages <= ENCODE_INLINE_MAX)
         encode(&job);
