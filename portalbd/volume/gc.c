@@ -42,6 +42,7 @@ void gc_free(struct gc *g) {
     pin_needs_release(&g->needs);
     free(g->old_manifests);
     free(g->suspects);
+    small_segments_release(&g->small);
     free(g->dropped);
     free(g);
 }

@@ -9,7 +9,7 @@ struct gc *gc_new(struct volume *v);
 void gc_free(struct gc *g);
 
 /* A segment of ours was stored. */
-void gc_note_segment(struct gc *g, uint64_t seq, uint64_t size);
+void gc_note_segment(struct gc *g, uint64_t seq, uint64_t size, const struct segment_table *t);
 /* The volume serves, or its list of runs has changed: looks after the garbage, a little later, so
  * that one round does for several changes. */
 void gc_wake(struct gc *g);

@@ -6,6 +6,7 @@
 
 #include "portalbd/volume/gc.h"
 #include "portalbd/volume/own_objects.h"
+#include "portalbd/volume/small_segments.h"
 
 enum {
     MANIFESTS_SPARED = 32, /* old ones that are no reason for a round */
@@ -24,6 +25,7 @@ struct gc {
     uint16_t mark;
     size_t garbage, held; /* objects, as of the last sweep */
     uint64_t garbage_bytes, held_bytes;
+    struct small_segments small;     /* tables of those that this process stored */
     struct condemned_list condemned; /* of the round under way */
     struct pin_list pins;            /* whose needs these are: */
     struct pin_needs needs;

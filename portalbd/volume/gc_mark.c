@@ -17,10 +17,19 @@ enum {
     OLD_MANIFESTS_MAX = 4096, /* that a scrub remembers; more wait for the next scrub */
 };
 
-void gc_note_segment(struct gc *g, uint64_t seq, uint64_t size) {
+void gc_note_segment(struct gc *g, uint64_t seq, uint64_t size, const struct segment_table *t) {
     CHECK(size <= SEGMENT_SIZE_MAX);
     struct object_name n = {.class = CLASS_CONTENT, .kind = OBJ_LOG, .number = seq};
     own_objects_add(&g->objects, &n, (uint32_t)size);
+    if (size < SMALL_SEGMENT_MAX)
+        small_segments_note(&g->small, seq, t);
+}
+
+static bool is_live(void *arg, uint64_t seq) {
+    struct gc *g = arg;
+    struct object_name n = {.class = CLASS_CONTENT, .kind = OBJ_LOG, .number = seq};
+    const struct own_object *o = own_objects_find(&g->objects, &n);
+    return o && o->state == OBJECT_LIVE;
 }
 
 struct object_name object_name_of_ref(const struct obj_ref *ref) {
@@ -285,6 +294,7 @@ int gc_find_garbage(struct gc *g, struct err *e) {
         mark_tail(g, &s.root);
         note_dropped(g, &s);
         sweep(g, &s);
+        small_segments_prune(&g->small, is_live, g);
     }
     gc_snapshot_release(&s);
     return rc;

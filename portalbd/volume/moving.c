@@ -1,6 +1,7 @@
 /* Moving.
  *
- *   victims: own objects of which less than half is live by the runs, in no tail, held by no pin
+ *   victims: own objects of which little is live by the runs, or many small ones; in no tail,
+ *   held by no pin
  *   --> hold merges at the age of the newest run --> GET the victims --> look their sectors up in
  *   the runs of that moment --> what is live, sorted by sector, into moved/<id> --> a run of those
  *   places --> a manifest that inserts it at that age and lists the victims as evacuated
@@ -23,9 +24,13 @@
 
 enum {
     OVERHEAD = 512,     /* bytes of header, table and footer that say nothing about what is live */
-    VICTIMS_MAX = 1024, /* of one batch */
+    VICTIMS_MAX = 2048, /* of one batch */
     VICTIM_BYTES_MAX = 32 << 20,       /* of one batch: they are in memory */
-    GETS_AT_ONCE = 4,                  /* of victims */
+    SMALL_BYTES_MAX = 16 << 20,        /* of one batch that repacks */
+    SMALL_COUNT = 4096,                /* so many small ones are repacked whatever their bytes */
+    SMALL_COUNT_MIN = 8,               /* fewer are no burden */
+    RAW_MAX = 16 << 20,                /* plain bytes from the cache in one batch */
+    GETS_AT_ONCE = 8,                  /* of victims */
     MOVED_BYTES = 8 << 20,             /* of an object: its frames as the victims have them ... */
     MOVED_RAW_MAX = 14 << 20,          /* ... and as they are at most */
     MOVED_FRAMES_MAX = 32 * 1024,      /* so at most as many extents */
@@ -37,6 +42,8 @@ _Static_assert(MOVED_FRAMES_MAX <= (int)SEGMENT_EXTENTS_MAX, "a segment of forma
 struct victim {
     struct object_name name;
     uint32_t size, live;
+    bool wanted;         /* the next reading gets its body */
+    bool table_borrowed; /* from gc.small, which only GC changes */
     struct buf body;
     struct segment_table table;
 };
@@ -50,15 +57,18 @@ struct move {
     size_t victim_count;
     struct object_name *names; /* owned; of the victims */
     struct live_pieces pieces;
+    struct buf raw;            /* plain bytes of pieces that were in the cache */
     struct run_writer *writer; /* owned */
 };
 
 static void move_release(struct move *m) {
     for (size_t i = 0; i < m->victim_count; i++) {
         buf_release(&m->victims[i].body);
-        segment_table_release(&m->victims[i].table);
+        if (!m->victims[i].table_borrowed)
+            segment_table_release(&m->victims[i].table);
     }
     free(m->victims);
+    buf_release(&m->raw);
     free(m->names);
     free(m->pieces.items);
     if (m->writer)
@@ -68,17 +78,19 @@ static void move_release(struct move *m) {
 
 /* --- choosing --- */
 
-static bool is_victim(const struct gc *g, const struct own_object *o) {
+/* What may be moved at all. */
+static bool is_movable(const struct gc *g, const struct own_object *o) {
     if (o->state != OBJECT_LIVE || o->kind == OBJ_MAP || o->mark != g->mark)
         return false;
     if (o->live == 0 || o->size == 0) /* a tail's, or we do not know how large it is */
         return false;
-    if (o->size <= OVERHEAD)
-        return false;
-    if ((uint64_t)o->live * 100 >= (uint64_t)(o->size - OVERHEAD) * g->v->config.gc_live_percent)
-        return false;
     struct object_name n = own_object_name(o);
     return !pin_needs_object(&g->needs, &n);
+}
+
+static bool is_empty(const struct gc *g, const struct own_object *o) {
+    return o->size > OVERHEAD &&
+           (uint64_t)o->live * 100 < (uint64_t)(o->size - OVERHEAD) * g->v->config.gc_live_percent;
 }
 
 /* The emptiest first: they give most for the bytes that are written. */
@@ -95,35 +107,79 @@ static int compare_victims(const void *a, const void *b) {
     return object_name_compare(&x->name, &y->name);
 }
 
-/* Those of one batch; none when it is not worth it. */
-static void choose(struct move *m, bool thorough) {
-    struct gc *g = m->gc;
-    struct victim *all = NULL;
-    size_t count = 0;
-    uint64_t dead = 0, bytes = 0;
-    for (size_t i = 0; i < g->objects.slot_count; i++) {
-        const struct own_object *o = &g->objects.slots[i];
-        if (!is_victim(g, o))
-            continue;
-        all = grown_array(all, count, sizeof *all);
-        all[count++] =
-            (struct victim){.name = own_object_name(o), .size = o->size, .live = o->live};
-        dead += o->size - o->live;
-    }
-    if (count == 0 || (!thorough && dead < g->v->config.gc_move_bytes)) {
-        free(all);
-        return;
-    }
-    qsort(all, count, sizeof *all, compare_emptiness);
+struct candidates {
+    struct victim *items; /* owned */
+    size_t count;
+    uint64_t bytes, dead;
+};
+
+static void candidates_add(struct candidates *c, const struct own_object *o) {
+    c->items = grown_array(c->items, c->count, sizeof *c->items);
+    c->items[c->count++] =
+        (struct victim){.name = own_object_name(o), .size = o->size, .live = o->live};
+    c->bytes += o->size;
+    c->dead += o->size - MIN(o->live, o->size);
+}
+
+/* Many small objects become few: those of which nothing was overwritten for longest first. */
+static bool repacking_is_due(const struct gc *g, const struct candidates *small) {
+    bool many = small->count >= SMALL_COUNT || small->bytes >= g->v->config.gc_move_bytes;
+    return many && small->count >= SMALL_COUNT_MIN &&
+           small->count >= 4 * (small->bytes / MOVED_BYTES + 1);
+}
+
+/* Takes the first that make one batch. */
+static void take_batch(struct move *m, struct candidates *c, uint64_t bytes_max) {
     size_t n = 0;
-    while (n < count && n < VICTIMS_MAX && (n == 0 || bytes + all[n].size <= VICTIM_BYTES_MAX))
-        bytes += all[n++].size;
-    qsort(all, n, sizeof *all, compare_victims);
-    m->victims = all;
-    m->victim_count = n;
+    for (uint64_t bytes = 0; n < c->count && n < VICTIMS_MAX; n++) {
+        bytes += c->items[n].size;
+        if (n > 0 && bytes > bytes_max)
+            break;
+    }
+    qsort(c->items, n, sizeof *c->items, compare_victims);
     m->names = xcalloc(n, sizeof *m->names);
     for (size_t i = 0; i < n; i++)
-        m->names[i] = all[i].name;
+        m->names[i] = c->items[i].name;
+    m->victims = c->items;
+    m->victim_count = n;
+    c->items = NULL;
+}
+
+/* The victims of one batch; none when it is not worth it. */
+static void choose(struct move *m, bool thorough) {
+    struct gc *g = m->gc;
+    struct candidates empty = {0}, small = {0};
+    for (size_t i = 0; i < g->objects.slot_count; i++) {
+        const struct own_object *o = &g->objects.slots[i];
+        if (!is_movable(g, o))
+            continue;
+        if (is_empty(g, o))
+            candidates_add(&empty, o);
+        if (o->size < SMALL_SEGMENT_MAX)
+            candidates_add(&small, o);
+    }
+    if (empty.count > 0 && (thorough || empty.dead >= g->v->config.gc_move_bytes)) {
+        qsort(empty.items, empty.count, sizeof *empty.items, compare_emptiness);
+        take_batch(m, &empty, VICTIM_BYTES_MAX);
+    } else if (repacking_is_due(g, &small)) {
+        qsort(small.items, small.count, sizeof *small.items, compare_victims);
+        take_batch(m, &small, SMALL_BYTES_MAX);
+    }
+    free(empty.items);
+    free(small.items);
+}
+
+/* Tables that we remember need no GET, at first. */
+static void find_tables(struct move *m) {
+    for (size_t i = 0; i < m->victim_count; i++) {
+        struct victim *x = &m->victims[i];
+        const struct segment_table *t =
+            x->name.kind == OBJ_LOG ? small_segments_find(&m->gc->small, x->name.number) : NULL;
+        x->table_borrowed = t != NULL;
+        x->wanted = !t;
+        if (t)
+            x->table = *t;
+    }
 }
 
 /* --- reading --- */
@@ -149,6 +205,10 @@ static int read_victim(const struct move *m, struct victim *x, struct err *e) {
         return rc;
     struct segment_meta meta;
     size_t need;
+    if (x->table_borrowed)
+        x->table = (struct segment_table){0};
+    x->table_borrowed = false;
+    x->wanted = false;
     rc = segment_decode_tail(buf_view(&x->body), x->body.len, &meta, &x->table, &need, e);
     if (rc == 0)
         rc = check_victim(m, x, &meta, e);
@@ -164,11 +224,14 @@ struct reader {
 
 static void reader_run(void *arg) {
     struct reader *r = arg;
-    while (r->rc == 0 && *r->next < r->move->victim_count && !gc_must_stop(r->move->gc))
-        r->rc = read_victim(r->move, &r->move->victims[(*r->next)++], &r->err);
+    while (r->rc == 0 && *r->next < r->move->victim_count && !gc_must_stop(r->move->gc)) {
+        struct victim *x = &r->move->victims[(*r->next)++];
+        if (x->wanted)
+            r->rc = read_victim(r->move, x, &r->err);
+    }
 }
 
-/* fiber. */
+/* fiber. The bodies that are wanted. */
 static int read_victims(struct move *m, struct err *e) {
     struct reader readers[GETS_AT_ONCE];
     struct fiber_group group;
@@ -229,6 +292,42 @@ static int find_live(struct move *m, struct err *e) {
     return rc;
 }
 
+/* --- from the cache --- */
+
+static bool in_memtable(const struct memtable *t, uint64_t sector, uint64_t count) {
+    const struct mem_extent *x = t ? memtable_seek(t, sector) : NULL;
+    return x && x->sector < sector + count;
+}
+
+/* The cache has the newest content: that is this piece only if nothing newer than the root says
+ * anything about its sectors. (Else a write that is not stored yet would come back after a crash
+ * that loses it.) */
+static bool is_newest(const struct move *m, const struct live_piece *p) {
+    const struct volume *v = m->v;
+    return v->manifest.root.runs[0].age == m->age && !in_memtable(v->active, p->sector, p->count) &&
+           !in_memtable(v->frozen, p->sector, p->count);
+}
+
+/* Takes from the cache what is there; the victims of the rest are wanted. */
+static void look_into_cache(struct move *m) {
+    for (size_t i = 0; i < m->pieces.count; i++) {
+        struct live_piece *p = &m->pieces.items[i];
+        struct victim *x = &m->victims[p->victim];
+        size_t len = (size_t)p->count * SECTOR_SIZE, at = m->raw.len;
+        if (x->body.len > 0 || x->wanted)
+            continue;
+        x->wanted = true;
+        if (at + len > RAW_MAX || (!is_newest(m, p) && !MUTANT("moves-newer-data")))
+            continue;
+        buf_reserve(&m->raw, len);
+        if (!ram_cache_read(m->v->cache, p->sector, p->count, m->raw.data + at))
+            continue;
+        m->raw.len += len;
+        p->raw = (uint32_t)at + 1;
+        x->wanted = false;
+    }
+}
+
 /* --- writing --- */
 
 /* One moved object, built on a worker. */
@@ -273,7 +372,20 @@ static void add_frame(struct moved_build *b, uint64_t sector, uint64_t count, co
     last->count += count;
 }
 
+static void add_raw(struct moved_build *b, const struct live_piece *p) {
+    const uint8_t *data = b->move->raw.data + p->raw - 1;
+    for (uint64_t done = 0; done < p->count;) {
+        uint64_t n = MIN(p->count - done, (uint64_t)FRAME_SECTORS_MAX);
+        add_frame(b, p->sector + done, n, data + done * SECTOR_SIZE);
+        done += n;
+    }
+}
+
 static int add_piece(struct moved_build *b, const struct live_piece *p, struct err *e) {
+    if (p->raw > 0) {
+        add_raw(b, p);
+        return 0;
+    }
     const struct victim *x = &b->move->victims[p->victim];
     uint8_t data[FRAME_SECTORS_MAX * SECTOR_SIZE];
     uint64_t skip = p->skip, done = 0, off = p->off;
@@ -423,9 +535,14 @@ static int install(struct move *m, struct err *e) {
 
 /* fiber. */
 static int move_batch(struct move *m, bool *ret_moved, struct err *e) {
+    find_tables(m);
     int rc = read_victims(m, e);
     if (rc == 0 && !gc_must_stop(m->gc))
         rc = find_live(m, e);
+    if (rc == 0 && !gc_must_stop(m->gc)) {
+        look_into_cache(m);
+        rc = read_victims(m, e);
+    }
     if (rc == 0 && !gc_must_stop(m->gc))
         rc = write_objects(m, e);
     if (rc == -ERR_NOT_FOUND) { /* whoever deleted it, it was not us */

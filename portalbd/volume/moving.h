@@ -19,6 +19,7 @@ struct live_piece {
     uint32_t stored_len;
     uint16_t frames;
     uint8_t skip;
+    uint32_t raw; /* 0, or 1 + where its plain bytes are: they came from the cache */
 };
 struct live_pieces {
     struct live_piece *items; /* owned; in the order of sectors */

@@ -55,6 +55,7 @@ static void open_with(bool gc_off) {
                               .checkpoint_segments = 8,
                               .runs_max = 2,
                               .gc_live_percent = world->live_percent,
+                              .gc_move_bytes = world->live_percent == 1 ? UINT64_MAX : 0,
                               .gc_off = gc_off};
     ok(volume_open(&c, &world->v, &e), &e);
 }
@@ -458,6 +459,89 @@ static void moved(void *arg) {
     close_it();
 }
 
+/* Flush-sized segments become few objects, from the cache where it has them. */
+static void repacked(void *arg) {
+    (void)arg;
+    create();
+    struct volume_config c = {.env = world->f.env,
+                              .store = world->f.store,
+                              .key = world->key,
+                              .publish_epoch = 1,
+                              .journal_size = 4 * 1024 * 1024,
+                              .cache_size = 2 * VOLUME_SIZE,
+                              .gc_live_percent = 50,
+                              .gc_move_bytes = 1024 * 1024,
+                              .gc_off = true};
+    struct err e;
+    ok(volume_open(&c, &world->v, &e), &e);
+    for (int i = 0; i < VOLUME_SIZE / BLOCK; i++) {
+        uint64_t off = (uint64_t)i * BLOCK;
+        for (size_t k = 0; k < BLOCK; k++)
+            world->image[off + k] = (uint8_t)next_random();
+        request(BD_WRITE, BD_FUA, off, BLOCK, world->image + off);
+    }
+    checkpoint();
+    assert_true(count("/log/") > VOLUME_SIZE / BLOCK);
+    struct fault_rule rule = {
+        .kind = FAULT_FAIL, .verbs = 1u << OBJ_GET, .key_part = "/log/", .code = -ERR_CORRUPT};
+    objstore_fault_add(world->f.delays, &rule); /* nobody reads a segment */
+    collect();
+    objstore_fault_clear(world->f.delays);
+    assert_int_equal(count("/log/"), 1); /* our fence */
+    assert_true(count("/moved/") <= 2);
+    check_image();
+    drop();
+    open_with(true); /* without a cache */
+    check_image();
+    for (int i = 0; i < 300; i++) {
+        uint64_t off = (uint64_t)i * 3 * BLOCK;
+        for (size_t k = 0; k < BLOCK; k++)
+            world->image[off + k] = (uint8_t)next_random();
+        request(BD_WRITE, BD_FUA, off, BLOCK, world->image + off);
+    }
+    close_it();
+    c.cache_size = 4096; /* from the store */
+    ok(volume_open(&c, &world->v, &e), &e);
+    collect();
+    assert_true(count("/log/") < 10);
+    check_image();
+    close_it();
+}
+
+/* A write that is not stored yet must not come back with what GC moves: a crash may lose it. */
+static void unstored_write(void *arg) {
+    (void)arg;
+    create();
+    struct volume_config c = {.env = world->f.env,
+                              .store = world->f.store,
+                              .key = world->key,
+                              .publish_epoch = 1,
+                              .journal_size = 4 * 1024 * 1024,
+                              .cache_size = 2 * VOLUME_SIZE,
+                              .gc_move_bytes = 4096,
+                              .gc_off = true};
+    struct err e;
+    ok(volume_open(&c, &world->v, &e), &e);
+    for (int i = 0; i < 64; i++) {
+        memset(world->image + (size_t)i * BLOCK, i, BLOCK);
+        request(BD_WRITE, BD_FUA, (uint64_t)i * BLOCK, BLOCK, world->image + (size_t)i * BLOCK);
+    }
+    checkpoint();
+    struct fault_rule hang = {.kind = FAULT_HANG, .verbs = 1u << OBJ_PUT, .key_part = "/log/"};
+    objstore_fault_add(world->f.delays, &hang);
+    static uint8_t lost[BLOCK];
+    memset(lost, 0xee, sizeof lost);
+    for (int i = 0; i < 64; i += 2)
+        request(BD_WRITE, 0, (uint64_t)i * BLOCK, BLOCK, lost);
+    collect();
+    assert_true(status().gc_moves > 0);
+    drop(); /* dies: the writes above are gone */
+    objstore_fault_clear(world->f.delays);
+    open_with(true);
+    check_image();
+    close_it();
+}
+
 /* A read that looked things up keeps them until it has them. */
 static void slow_read(void *arg) {
     (void)arg;
@@ -524,6 +608,8 @@ SCENARIO(long_list)
 SCENARIO(fenced)
 SCENARIO(fenced_in_a_hole)
 SCENARIO(moved)
+SCENARIO(repacked)
+SCENARIO(unstored_write)
 SCENARIO(slow_read)
 
 int main(void) {
@@ -537,6 +623,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_fenced, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fenced_in_a_hole, setup, teardown),
         cmocka_unit_test_setup_teardown(test_moved, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_repacked, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_unstored_write, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_read, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
