@@ -1,5 +1,5 @@
-/* Watches the bucket all the time: nothing that a live root needs is ever deleted, and no root
- * comes to live that needs what is not there (I7, I12).
+/* Watches the bucket all the time: nothing that a live root needs is ever deleted, nothing that no
+ * manifest has condemned, and no root comes to live that needs what is not there (I7, I12).
  *
  * Live are the newest manifest of each volume that is not deleted, and the pins of snapshots whose
  * newest record names them. (What a clone's pin holds is needed by the clone's own root, as far as
@@ -19,8 +19,16 @@ struct live_root {
     bool found; /* in the pass under way */
 };
 
+/* What some manifest of a volume has condemned. */
+struct condemned {
+    struct volume_key volume;
+    struct condemned_range range;
+};
+
 struct guard {
     struct needs needs;
+    struct condemned *condemned; /* owned */
+    size_t condemned_count;
     struct live_root *roots; /* owned */
     size_t count;
     bool stale;
@@ -45,6 +53,7 @@ void guard_free(struct guard *g) {
     for (size_t i = 0; i < g->count; i++)
         drop(&g->roots[i]);
     free(g->roots);
+    free(g->condemned);
     needs_release(&g->needs);
     free(g);
 }
@@ -65,14 +74,19 @@ static void add_root(struct guard *g, const char *holder, const struct root *roo
 
 /* --- who lives --- */
 
-static bool manifest_root(struct sim *s, const char *key, struct view body, struct root *ret) {
+static bool read_manifest(struct sim *s, const char *key, struct view body, struct manifest *ret) {
     uint64_t n;
-    struct manifest m;
     struct err e = {0};
-    if (key_parse_numbered(key, &n) < 0 || manifest_decode(&m, n, body, &e) < 0) {
-        sim_fail(s, "%s does not decode: %s", key, e.text);
+    if (key_parse_numbered(key, &n) == 0 && manifest_decode(ret, n, body, &e) == 0)
+        return true;
+    sim_fail(s, "%s does not decode: %s", key, e.text);
+    return false;
+}
+
+static bool manifest_root(struct sim *s, const char *key, struct view body, struct root *ret) {
+    struct manifest m;
+    if (!read_manifest(s, key, body, &m))
         return false;
-    }
     bool live = !m.deleted;
     if (live)
         root_copy(ret, &m.root);
@@ -186,6 +200,44 @@ static void refresh(struct sim *s) {
     g->count = kept;
 }
 
+/* --- what is condemned --- */
+
+static void note_condemned(struct guard *g, const struct manifest *m) {
+    for (size_t i = 0; i < m->condemned_count; i++) {
+        if ((g->condemned_count & (g->condemned_count - 1)) == 0)
+            g->condemned = xrealloc(g->condemned,
+                                    MAX(2 * g->condemned_count, (size_t)64) * sizeof *g->condemned);
+        g->condemned[g->condemned_count++] =
+            (struct condemned){.volume = m->root.volumes[0], .range = m->condemned[i]};
+    }
+}
+
+static bool condemns(const struct condemned *c, const char *key) {
+    char own[KEY_MAX];
+    uint64_t seq;
+    struct random_id id;
+    if (c->range.kind == OBJ_LOG) {
+        if (key_parse_log(key, &seq) < 0 || seq - c->range.first >= c->range.count)
+            return false;
+        key_log(own, &c->volume, seq);
+        return strcmp(own, key) == 0;
+    }
+    if (key_parse_random(key, &id) < 0 || !random_id_equal(&id, &c->range.id))
+        return false;
+    if (c->range.kind == OBJ_MOVED)
+        key_moved(own, &c->volume, &id);
+    else
+        key_map(own, &c->volume, &id);
+    return strcmp(own, key) == 0;
+}
+
+static bool is_condemned(const struct guard *g, const char *key) {
+    for (size_t i = g->condemned_count; i > 0; i--) /* most likely it was done lately */
+        if (condemns(&g->condemned[i - 1], key))
+            return true;
+    return false;
+}
+
 /* --- what must not happen --- */
 
 static bool in_folder(const char *key, const char *folder) {
@@ -220,6 +272,8 @@ static void check_delete(struct sim *s, const struct sim_effect *x) {
         sim_fail(s, "%s deletes %s, a fence", x->client, x->key);
     refresh(s);
     struct guard *g = s->guard;
+    if (!is_condemned(g, x->key))
+        sim_fail(s, "I7: %s deletes %s, which no manifest has condemned", x->client, x->key);
     for (size_t i = 0; i < g->count; i++)
         if (needs_has(&g->needs, &g->roots[i].root, x->key))
             sim_fail(s, "I7: %s deletes %s, which %s needs", x->client, x->key, g->roots[i].holder);
@@ -243,6 +297,11 @@ static const struct root *predecessor(struct guard *g, const char *key) {
 }
 
 static void check_new_manifest(struct sim *s, const struct sim_effect *x) {
+    struct manifest m;
+    if (!read_manifest(s, x->key, x->body, &m))
+        return;
+    note_condemned(s->guard, &m);
+    manifest_release(&m);
     char folder[KEY_MAX];
     const char *newest;
     struct view body;
