@@ -83,24 +83,34 @@ static json_t *encode_total(const struct gc_total *t) {
                      (json_int_t)t->m.bytes_held);
 }
 
-/* Deleted volumes, pins, records. */
+/* Deleted volumes, pins, records. A deleted clone gives up the pin that it held in its source: what
+ * that frees, when the source is deleted too, the next pass finds. */
 static int housekeeping(struct ctl *c, struct gc_total *t, struct err *ret_first, struct err *e) {
     struct background job;
     struct background_result r = {0};
+    uint64_t finished = 0, swept = 0, pruned = 0;
     background_init(&job, c->catalog);
-    int rc = background_pass(&job, &r, e);
+    int rc = 0;
+    for (int pass = 0; pass < CATALOG_DEPTH_MAX; pass++) {
+        rc = background_pass(&job, &r, e);
+        if (rc < 0)
+            break;
+        t->m.objects_deleted += r.objects_deleted;
+        finished += r.volumes_finished;
+        swept += r.pins_swept;
+        pruned += r.records_pruned;
+        if (r.objects_deleted == 0 || r.volumes_waiting == 0)
+            break;
+    }
     background_release(&job);
     if (rc < 0)
         return rc;
-    t->m.objects_deleted += r.objects_deleted;
-    c->result = encode_total(t);
-    json_t *more = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "volumes", (json_int_t)r.volumes,
-                             "volumes_finished", (json_int_t)r.volumes_finished, "volumes_waiting",
-                             (json_int_t)r.volumes_waiting, "pins_swept", (json_int_t)r.pins_swept,
-                             "pins_suspected", (json_int_t)r.pins_suspected, "records_pruned",
-                             (json_int_t)r.records_pruned, "failures", (json_int_t)r.failures);
-    json_object_update(c->result, more);
-    json_decref(more);
+    json_decref(c->result);
+    c->result = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "volumes", (json_int_t)r.volumes,
+                          "volumes_finished", (json_int_t)finished, "volumes_waiting",
+                          (json_int_t)r.volumes_waiting, "pins_swept", (json_int_t)swept,
+                          "pins_suspected", (json_int_t)r.pins_suspected, "records_pruned",
+                          (json_int_t)pruned, "failures", (json_int_t)r.failures);
     if (r.failures && !ret_first->code)
         *ret_first = r.first_failure;
     return 0;
@@ -122,8 +132,14 @@ int ctl_gc(struct ctl *c, struct err *e) {
     }
     rc = ctl_need_pool(c, e);
     if (rc == 0)
-        rc = collect_all(c, &t, &first, e);
+        rc = housekeeping(c, &t, &first, e); /* first: deleted clones hold pins in live volumes */
     if (rc == 0)
-        rc = housekeeping(c, &t, &first, e);
-    return rc == 0 && first.code ? err_copy(e, &first) : rc;
+        rc = collect_all(c, &t, &first, e);
+    if (rc < 0)
+        return rc;
+    json_t *total = encode_total(&t);
+    json_object_update(total, c->result);
+    json_decref(c->result);
+    c->result = total;
+    return first.code ? err_copy(e, &first) : 0;
 }

@@ -12,7 +12,8 @@
  *
  *   P3  with --nothing-lost: every write that was acknowledged is there
  *
- * and so on, round after round, on the content that the last round left. With --second SERVER the
+ * and so on, round after round, on the content that the last round left; with --after-round COMMAND
+ * that must succeed, too, each time. With --second SERVER the
  * server is not killed: a second one takes the volume over while the first still has clients, and
  * the check is made on the second (P4).
  *
@@ -73,6 +74,7 @@ static struct options {
     const char *uri;
     const char *second_uri;
     char *second_command;
+    const char *after_round;
     int rounds;
     double seconds;
     uint64_t seed;
@@ -406,6 +408,16 @@ static pid_t takeover_round(int round, double *ret_lasted_s) {
     return second;
 }
 
+/* What else must hold after a round, with the server up. */
+static int run_after_round(int round) {
+    fflush(stdout);
+    int status = opt.after_round ? system(opt.after_round) : 0;
+    if (status == 0)
+        return 0;
+    printf("round %d: '%s' failed (%d)\n", round, opt.after_round, status);
+    return 1;
+}
+
 static void forget_round(void) {
     flush_count = 0;
 }
@@ -430,6 +442,8 @@ static int run_rounds(char **argv) {
         if (pid && opt.second_command)
             nbd_close(connect_to(opt.uri, pid));
         if (rc == 0)
+            rc = run_after_round(round);
+        if (rc == 0)
             forget_round();
         if (rc == 0 && (round % 10 == 0 || round == opt.rounds))
             printf("round %d of %d: %llu writes and %llu flushes answered, all promises kept\n",
@@ -444,22 +458,18 @@ static int run_rounds(char **argv) {
 static void usage(void) {
     printf("usage: stamp --uri NBD-URI [--rounds N] [--seconds S] [--seed N] [--sectors N] "
            "[--flush-percent P] [--nothing-lost]\n"
-           "             [--second-uri URI --second SHELL-COMMAND] -- SERVER ARGS...\n");
+           "             [--after-round SHELL-COMMAND] [--second-uri URI --second SHELL-COMMAND] "
+           "-- SERVER ARGS...\n");
 }
 
 int main(int argc, char **argv) {
     static const struct option longs[] = {
-        {"uri", required_argument, NULL, 'u'},
-        {"rounds", required_argument, NULL, 'r'},
-        {"seconds", required_argument, NULL, 's'},
-        {"seed", required_argument, NULL, 'e'},
-        {"sectors", required_argument, NULL, 'n'},
-        {"flush-percent", required_argument, NULL, 'f'},
-        {"nothing-lost", no_argument, NULL, 'L'},
-        {"second-uri", required_argument, NULL, 'U'},
-        {"second", required_argument, NULL, 'S'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"uri", required_argument, NULL, 'u'},     {"rounds", required_argument, NULL, 'r'},
+        {"seconds", required_argument, NULL, 's'}, {"seed", required_argument, NULL, 'e'},
+        {"sectors", required_argument, NULL, 'n'}, {"flush-percent", required_argument, NULL, 'f'},
+        {"nothing-lost", no_argument, NULL, 'L'},  {"second-uri", required_argument, NULL, 'U'},
+        {"second", required_argument, NULL, 'S'},  {"after-round", required_argument, NULL, 'A'},
+        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0},
     };
     int c;
     while ((c = getopt_long(argc, argv, "+h", longs, NULL)) != -1) {
@@ -490,6 +500,9 @@ int main(int argc, char **argv) {
             break;
         case 'S':
             opt.second_command = optarg;
+            break;
+        case 'A':
+            opt.after_round = optarg;
             break;
         default:
             usage();
