@@ -22,9 +22,9 @@ struct served_metrics {
     struct served *served;
     struct env_timer timer;
     struct metrics_gauge healthy, size, journal_used, journal_size, unflushed, oldest_unflushed_us,
-        in_flight, frontier, memtable, runs, cache_bytes;
+        in_flight, frontier, memtable, runs, cache_bytes, objects_bytes, garbage_bytes, held_bytes;
     struct metrics_counter cache_hits, cache_misses, written, stored, flushes, flush_cuts,
-        checkpoints, merges;
+        checkpoints, merges, gc_rounds, gc_objects_deleted, gc_bytes_deleted, gc_bytes_moved;
 };
 
 /* --- the lock --- */
@@ -77,6 +77,13 @@ void served_sample(struct served *s) {
     set_counter(&m->flush_cuts, st.flush_cuts);
     set_counter(&m->checkpoints, st.checkpoints);
     set_counter(&m->merges, st.merges);
+    metrics_gauge_set(&m->objects_bytes, (int64_t)st.gc_bytes);
+    metrics_gauge_set(&m->garbage_bytes, (int64_t)st.gc_garbage_bytes);
+    metrics_gauge_set(&m->held_bytes, (int64_t)st.gc_held_bytes);
+    set_counter(&m->gc_rounds, st.gc_rounds);
+    set_counter(&m->gc_objects_deleted, st.gc_objects_deleted);
+    set_counter(&m->gc_bytes_deleted, st.gc_bytes_deleted);
+    set_counter(&m->gc_bytes_moved, st.gc_bytes_moved);
 }
 
 static void on_sample(struct env_timer *timer) {
@@ -109,6 +116,12 @@ static void register_metrics(struct served *s) {
         {&m->memtable, "portalbd_memtable_extents", "Extents since the last checkpoint."},
         {&m->runs, "portalbd_map_runs", "Runs of the map."},
         {&m->cache_bytes, "portalbd_cache_bytes", "Bytes in the RAM cache."},
+        {&m->objects_bytes, "portalbd_volume_objects_bytes",
+         "Bytes of the objects under the volume's own prefix, as far as they are known."},
+        {&m->garbage_bytes, "portalbd_volume_garbage_bytes",
+         "Of these, what nobody needs and is not deleted yet."},
+        {&m->held_bytes, "portalbd_volume_held_bytes",
+         "Of these, what only snapshots and clones need."},
     };
     const struct {
         const struct metrics_counter *counter;
@@ -122,6 +135,11 @@ static void register_metrics(struct served *s) {
         {&m->flush_cuts, "portalbd_volume_flush_cuts_total", "Segments that a flush cut."},
         {&m->checkpoints, "portalbd_volume_checkpoints_total", "Checkpoints."},
         {&m->merges, "portalbd_volume_merges_total", "Merges of runs."},
+        {&m->gc_rounds, "portalbd_gc_rounds_total", "GC rounds."},
+        {&m->gc_objects_deleted, "portalbd_gc_objects_deleted_total", "Objects that GC deleted."},
+        {&m->gc_bytes_deleted, "portalbd_gc_deleted_bytes_total",
+         "Bytes of the objects that GC deleted."},
+        {&m->gc_bytes_moved, "portalbd_gc_moved_bytes_total", "Bytes that GC rewrote."},
     };
     for (size_t i = 0; i < ARRAY_LEN(gauges); i++)
         metrics_gauge_register(g, gauges[i].gauge, gauges[i].name, gauges[i].help, NULL);

@@ -128,7 +128,7 @@ static int verb_stats(struct served *s, const json_t *args, json_t **ret, struct
     (void)e;
     struct volume_status st;
     volume_status(s->volume, &st);
-    json_t *cache = json_object(), *engine = json_object();
+    json_t *cache = json_object(), *engine = json_object(), *gc = json_object();
     set_u64(cache, "hits", st.cache_hits);
     set_u64(cache, "misses", st.cache_misses);
     set_u64(cache, "bytes", st.cache_bytes);
@@ -139,11 +139,24 @@ static int verb_stats(struct served *s, const json_t *args, json_t **ret, struct
     set_u64(engine, "flush_cuts", st.flush_cuts);
     set_u64(engine, "checkpoints", st.checkpoints);
     set_u64(engine, "merges", st.merges);
+    set_u64(gc, "scrubs", st.gc_scrubs);
+    set_u64(gc, "rounds", st.gc_rounds);
+    set_u64(gc, "objects", st.gc_objects);
+    set_u64(gc, "objects_bytes", st.gc_bytes);
+    set_u64(gc, "garbage", st.gc_garbage);
+    set_u64(gc, "garbage_bytes", st.gc_garbage_bytes);
+    set_u64(gc, "held", st.gc_held);
+    set_u64(gc, "held_bytes", st.gc_held_bytes);
+    set_u64(gc, "objects_deleted", st.gc_objects_deleted);
+    set_u64(gc, "bytes_deleted", st.gc_bytes_deleted);
+    set_u64(gc, "objects_rewritten", st.gc_victims);
+    set_u64(gc, "bytes_moved", st.gc_bytes_moved);
     *ret = json_object();
     json_object_set_new(*ret, "device", device_stats(s));
     json_object_set_new(*ret, "store", store_stats(s));
     json_object_set_new(*ret, "cache", cache);
     json_object_set_new(*ret, "engine", engine);
+    json_object_set_new(*ret, "gc", gc);
     return 0;
 }
 
