@@ -95,6 +95,8 @@ basic() {
     give "$scratch/pause" "$REGISTRY/pause:$PAUSE" '{"Entrypoint": ["/pause"]}'
     make_root "$scratch/busybox"
     give "$scratch/busybox" "$REGISTRY/busybox:$BUSYBOX" "$with_path"
+    in_node ctr -n k8s.io images tag --force "$REGISTRY/busybox:$BUSYBOX" \
+        "$(sed -n 's/^ *image: //p' "$TREE/deploy/k3s/example.yaml")" >/dev/null
     # The volume suites run shell scripts in it, nothing else.
     give "$scratch/busybox" "$REGISTRY/nginx:$NGINX" "$with_path"
     add_program "$scratch/busybox" fio

@@ -3,8 +3,8 @@
 own S3 server to try things out. Wants the cluster of cluster-up.sh, without claims."""
 import os
 
-from kube import (CHART, ENV, NAMESPACE, Failure, Steps, claim, delete, get, helm, install, kubectl, name_services, pod,
-                  registered, sh, start, uninstall, values, wait_for)
+from kube import (CHART, ENV, NAMESPACE, Failure, Steps, claim, delete, get, helm, install, kubectl, name_services, phase,
+                  pod, registered, sh, start, uninstall, values, wait_for)
 
 MANIFESTS = os.path.join(ENV["TREE"], "deploy", "manifests")
 POOL_FILE = f"""[main]
@@ -67,6 +67,14 @@ def demo():
     write_and_clean_up()
 
 
+def example():
+    path = os.path.join(ENV["TREE"], "deploy", "k3s", "example.yaml")
+    kubectl("apply", "-f", path)
+    wait_for("the pod writes", lambda: phase("writer") == "Running" and sh("writer", "wc -l </data/log").strip() != "0", 90)
+    kubectl("delete", "--wait", "--grace-period=1", "--timeout=90s", "-f", path)
+    wait_for("no PersistentVolume is left", lambda: not get("pv"), 90)
+
+
 def second_controller():
     text = helm("install", "second", CHART, "--namespace", "second", "--create-namespace", "--set",
                 "snapshotController.enabled=true,pools[0].name=a,pools[0].url=s3://a/b", check=False, limit=60)
@@ -81,6 +89,7 @@ def main():
     steps.run("CRDs and portalbd-snapshots.yaml over it, a volume", with_snapshots)
     steps.run("kubectl delete -f", away)
     steps.run("the chart with demo.s3.enabled, helm test, a volume", demo)
+    steps.run("the claim and the pod of deploy/k3s/example.yaml", example)
     steps.run("a second snapshot controller is refused", second_controller)
     steps.run("helm uninstall", uninstall)
     steps.end()
