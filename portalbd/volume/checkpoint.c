@@ -137,7 +137,9 @@ int checkpoint_now(struct volume *v, struct err *e) {
         return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
     rc = checkpoint(v, e);
     fiber_mutex_unlock(&v->checkpoint_mutex);
-    if (rc == -ERR_NOT_FOUND) { /* the index of our run: whoever deleted it, it was not us */
+    /* The index of our run, or a part before its lost answer was repeated: whoever deleted it, it
+     * was not us. */
+    if (rc == -ERR_NOT_FOUND || rc == -ERR_STALE) {
         struct err missing = *e;
         rc = read_explain_missing(v, missing.text, e);
     }

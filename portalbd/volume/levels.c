@@ -267,7 +267,7 @@ static int merge_run(struct volume *v, struct merge *m, struct err *e) {
 static int merge_finish(struct volume *v, struct merge *m, struct err *e) {
     int rc = merge_run(v, m, e);
     merge_end(v, m);
-    if (rc == -ERR_NOT_FOUND) { /* a part of a run: whoever deleted it, it was not us */
+    if (rc == -ERR_NOT_FOUND || rc == -ERR_STALE) { /* a part: whoever deleted it, not us */
         struct err missing = *e;
         rc = read_explain_missing(v, missing.text, e);
     }
