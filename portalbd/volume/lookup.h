@@ -8,9 +8,10 @@ struct piece {
     uint64_t sector;
     uint64_t count;
     uint8_t kind;
-    bool found;      /* false: nobody has it: a hole */
-    bool in_journal; /* DATA in the journal at pos */
-    bool fetched;    /* by a GET of this read */
+    bool found;       /* false: nobody has it: a hole */
+    bool in_journal;  /* DATA in the journal at pos */
+    bool fetched;     /* by this read */
+    bool not_on_disk; /* the disk cache failed to give it */
     uint64_t pos;
     struct obj_ref ref;
     struct volume_key owner; /* whose prefix ref is under */

@@ -99,10 +99,13 @@ static uint8_t *slice_at(const struct slice *s, uint64_t sector) {
     return s->buf + (sector - s->sector) * SECTOR_SIZE;
 }
 
-/* One ranged GET, and the pieces [first, first + count) of the sorted list that it brings. */
+/* One ranged GET, and the pieces [first, first + count) of the sorted list that it brings; or one
+ * piece from the disk cache. */
 struct fetch {
     struct obj_request req;
     struct env_job job;
+    bool from_disk;
+    uint64_t disk_pos;
     struct slice *slice;
     struct piece **pieces;
     size_t piece_count;
@@ -163,9 +166,31 @@ static void decode_fetch(struct env_job *job) {
         f->rc = decode_piece(f, f->pieces[i], &f->err);
 }
 
+/* On a worker. */
+static void read_disk(struct env_job *job) {
+    struct fetch *f = container_of(job, struct fetch, job);
+    buf_reserve(&f->req.body, f->len);
+    f->rc = disk_cache_read(f->slice->v->disk, f->disk_pos, f->req.body.data, f->len, &f->err);
+    f->req.body.len = f->len;
+    decode_fetch(job);
+}
+
+/* What came from the store, and is good, goes to the disk. */
+static void keep_on_disk(struct fetch *f) {
+    struct volume *v = f->slice->v;
+    if (!v->disk || f->from_disk || f->rc < 0 || f->req.body.len != f->len)
+        return;
+    struct disk_key key = disk_key_of(&f->pieces[0]->owner, &f->pieces[0]->ref);
+    struct disk_fill *fill = disk_fill_new(v->disk, &key, f->off, &f->req.body);
+    for (size_t i = 0; fill && i < f->piece_count; i++)
+        disk_fill_frames(fill, f->pieces[i]->off, f->pieces[i]->lens, f->pieces[i]->len_count);
+    volume_fill_disk(v, fill);
+}
+
 static void end_fetch(struct env_job *job) {
     struct fetch *f = container_of(job, struct fetch, job);
     struct slice *s = f->slice;
+    keep_on_disk(f);
     buf_release(&f->req.body); /* others of the slice may still take long */
     if (--s->fetching == 0)
         waitq_wake_all(&s->fetched);
@@ -188,7 +213,23 @@ static void on_fetched(struct obj_request *req) {
     end_fetch(&f->job);
 }
 
+/* The disk did not give what it promised: the store has it still. */
+static void check_disk(struct fetch *f) {
+    struct volume *v = f->slice->v;
+    bool overwritten = !disk_cache_still_valid(v->disk, f->disk_pos);
+    if (f->rc == 0 && !overwritten)
+        return;
+    f->pieces[0]->fetched = false;
+    f->pieces[0]->not_on_disk = true;
+    if (!overwritten)
+        volume_disk_failed(v, &f->err);
+}
+
 static int fetch_result(struct fetch *f, struct err *e) {
+    if (f->from_disk) {
+        check_disk(f);
+        return 0;
+    }
     if (f->req.rc == -ERR_NOT_FOUND)
         return read_explain_missing(f->slice->v, f->key, e);
     if (f->req.rc < 0)
@@ -199,9 +240,35 @@ static int fetch_result(struct fetch *f, struct err *e) {
     return f->rc < 0 ? err_copy(e, &f->err) : 0;
 }
 
+/* What the disk cache has; moves the pieces that it does not have to the front of the list. */
+static size_t plan_from_disk(struct slice *s, struct piece **sorted, size_t *count,
+                             struct fetch *fetches, struct piece **on_disk) {
+    size_t n = 0, rest = 0;
+    for (size_t i = 0; i < *count; i++) {
+        struct piece *p = sorted[i];
+        struct disk_key key = disk_key_of(&p->owner, &p->ref);
+        uint64_t pos;
+        if (p->not_on_disk || !disk_cache_find(s->v->disk, &key, p->off, p->stored_len, &pos)) {
+            sorted[rest++] = p;
+            continue;
+        }
+        on_disk[n] = p;
+        fetches[n] = (struct fetch){.slice = s,
+                                    .from_disk = true,
+                                    .disk_pos = pos,
+                                    .pieces = &on_disk[n],
+                                    .piece_count = 1,
+                                    .off = p->off,
+                                    .len = p->stored_len};
+        key_of_ref(fetches[n++].key, &p->owner, &p->ref);
+    }
+    *count = rest;
+    return n;
+}
+
 /* Groups the stored pieces (sorted by place) into GETs. */
-static size_t plan_fetches(struct slice *s, struct piece **sorted, size_t count,
-                           struct fetch *fetches) {
+static size_t plan_gets(struct slice *s, struct piece **sorted, size_t count,
+                        struct fetch *fetches) {
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
         struct piece *p = sorted[i];
@@ -224,22 +291,32 @@ static size_t plan_fetches(struct slice *s, struct piece **sorted, size_t count,
     return n;
 }
 
-/* fiber. Submits all, waits for all, also when cancelled. */
-static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, struct err *e) {
-    struct volume *v = s->v;
-    waitq_init(&s->fetched);
-    s->fetching = count;
+static void start_fetches(struct slice *s, struct fetch *fetches, size_t count, bool many) {
     for (size_t i = 0; i < count; i++) {
         struct fetch *f = &fetches[i];
+        if (f->from_disk) {
+            f->answered = true;
+            f->job = (struct env_job){.run = read_disk, .done = end_fetch};
+            env_job_submit(s->v->env, &f->job);
+            continue;
+        }
         f->req = (struct obj_request){.verb = OBJ_GET,
                                       .key = f->key,
                                       .off = f->off,
                                       .len = f->len,
                                       .size_max = f->len,
-                                      .background = s->ahead && count > AHEAD_GETS_MAX,
+                                      .background = s->ahead && many,
                                       .done = on_fetched};
-        objstore_submit(v->store, &f->req);
+        objstore_submit(s->v->store, &f->req);
     }
+}
+
+/* fiber. Submits all, waits for all, also when cancelled. */
+static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, struct err *e) {
+    struct volume *v = s->v;
+    waitq_init(&s->fetched);
+    s->fetching = count;
+    start_fetches(s, fetches, count, count > AHEAD_GETS_MAX);
     int rc = waitq_wait(v->env, &s->fetched);
     if (rc < 0) {
         for (size_t i = 0; i < count; i++)
@@ -257,24 +334,36 @@ static int run_fetches(struct slice *s, struct fetch *fetches, size_t count, str
     return rc;
 }
 
+/* fiber. */
+static int fetch_list(struct slice *s, struct piece **sorted, size_t count, struct err *e) {
+    qsort(sorted, count, sizeof(struct piece *), compare_places);
+    struct fetch *fetches = xcalloc(count, sizeof *fetches);
+    struct piece **on_disk = xcalloc(count, sizeof(struct piece *));
+    size_t n = s->v->disk ? plan_from_disk(s, sorted, &count, fetches, on_disk) : 0;
+    n += plan_gets(s, sorted, count, fetches + n);
+    int rc = run_fetches(s, fetches, n, e);
+    free(fetches);
+    free(on_disk);
+    return rc;
+}
+
+/* fiber. A second round is for what the disk did not give. */
 static int fetch_stored(struct slice *s, struct err *e) {
-    size_t count = 0;
     struct piece **sorted = xcalloc(s->pieces.count, sizeof(struct piece *));
-    for (size_t i = 0; i < s->pieces.count; i++) {
-        struct piece *p = &s->pieces.items[i];
-        bool stored = p->found && p->kind == EXTENT_DATA && !p->in_journal;
-        if (!stored || ram_cache_read(s->v->cache, p->sector, p->count, slice_at(s, p->sector)))
-            continue;
-        p->fetched = true;
-        sorted[count++] = p;
-    }
     int rc = 0;
-    if (count > 0) {
-        qsort(sorted, count, sizeof(struct piece *), compare_places);
-        struct fetch *fetches = xcalloc(count, sizeof *fetches);
-        size_t n = plan_fetches(s, sorted, count, fetches);
-        rc = run_fetches(s, fetches, n, e);
-        free(fetches);
+    for (int round = 0; rc == 0 && round < 2; round++) {
+        size_t count = 0;
+        for (size_t i = 0; i < s->pieces.count; i++) {
+            struct piece *p = &s->pieces.items[i];
+            bool stored = p->found && p->kind == EXTENT_DATA && !p->in_journal;
+            if (!stored || p->fetched || (round > 0 && !p->not_on_disk) ||
+                ram_cache_read(s->v->cache, p->sector, p->count, slice_at(s, p->sector)))
+                continue;
+            p->fetched = true;
+            sorted[count++] = p;
+        }
+        if (count > 0)
+            rc = fetch_list(s, sorted, count, e);
     }
     free(sorted);
     return rc;

@@ -87,23 +87,25 @@ static uint64_t ahead_of_others(struct volume *v, const struct read_stream *mine
     return sum;
 }
 
-/* Fetches until the window is full. */
-static void fill_window(struct volume *v, struct read_stream *s) {
+/* Fetches until the window is full. Where the budget is no more than a READ or two, READs do as
+ * well alone. */
+static void fill_window(struct volume *v, struct read_stream *s, uint64_t count) {
     size_t active;
     uint64_t budget = read_ahead_budget(v->config.cache_size) / SECTOR_SIZE;
     uint64_t others = ahead_of_others(v, s, &active);
     s->window = MIN(s->window, budget / active);
+    if (s->window < 2 * count)
+        return;
     uint64_t end = v->size_bytes / SECTOR_SIZE;
     uint64_t unit = s->window / WINDOW_UNITS;
     unit = MIN(MAX(unit, (uint64_t)FRAME_SECTORS_MAX), (uint64_t)UNIT_MAX);
-    s->ahead = MAX(s->ahead, s->next);
     while (s->ahead < end && v->ahead.ops < OPS_MAX) {
-        uint64_t count = MIN(unit, end - s->ahead);
-        uint64_t ahead = s->ahead + count - s->next;
+        uint64_t n = MIN(unit, end - s->ahead);
+        uint64_t ahead = s->ahead + n - s->next;
         if (ahead > s->window || ahead + others > budget)
             return;
-        fetch_unit(v, s->ahead, count);
-        s->ahead += count;
+        fetch_unit(v, s->ahead, n);
+        s->ahead += n;
     }
 }
 
@@ -112,12 +114,13 @@ static void advance(struct volume *v, struct read_stream *s, uint64_t sector, ui
                     bool cached) {
     s->last_used = ++v->ahead.clock;
     s->next = MAX(s->next, sector + count);
+    s->ahead = MAX(s->ahead, s->next);
     /* It caught up with what is ahead. Once is enough for all READs that the old window covered. */
     if (!cached && s->next >= s->grown_at + s->window / 2) {
         s->window *= 2;
         s->grown_at = s->next;
     }
-    fill_window(v, s);
+    fill_window(v, s, count);
 }
 
 static struct read_stream *find_stream(struct volume *v, uint64_t sector, uint64_t count) {
@@ -161,7 +164,7 @@ static void note_candidate(struct volume *v, uint64_t sector, uint64_t count) {
                                   .window = MAX(WINDOW_READS * count, (uint64_t)WINDOW_MIN),
                                   .grown_at = sector + count,
                                   .last_used = ++a->clock};
-        fill_window(v, s);
+        fill_window(v, s, count);
         return;
     }
     a->candidates[a->candidate_at].next = sector + count;

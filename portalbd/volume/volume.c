@@ -158,6 +158,7 @@ struct volume *volume_new(const struct volume_config *config) {
     v->active = memtable_new();
     v->cache = ram_cache_new(c->cache_size);
     v->pages = page_cache_new(c->env, c->store, PAGE_CACHE_SIZE);
+    v->disk = c->disk ? disk_cache_new(c->env, c->disk) : NULL;
     list_init(&v->misses);
     waitq_init(&v->read_ended);
     list_init(&v->merges);
@@ -213,6 +214,7 @@ static void on_freed(struct env_event *event) {
     memtable_free(v->frozen);
     page_cache_free(v->pages);
     ram_cache_free(v->cache);
+    disk_cache_free(v->disk);
     journal_free(v->journal);
     gc_free(v->gc);
     manifest_release(&v->manifest);
@@ -301,6 +303,16 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     if (v->gc)
         gc_status(v->gc, ret);
     ret->cache_bytes = ram_cache_used(v->cache);
+    if (v->disk) {
+        struct disk_cache_stats d = disk_cache_stats(v->disk);
+        ret->disk_cache_hits = d.hits;
+        ret->disk_cache_misses = d.misses;
+        ret->disk_cache_bytes = d.bytes;
+        ret->disk_cache_filled = d.filled_bytes;
+        ret->disk_cache_dropped = d.dropped_bytes;
+        ret->disk_cache_size = v->config.disk->size;
+        ret->disk_cache_off = d.off;
+    }
     for (size_t i = 0; i < READ_STREAMS_MAX; i++)
         ret->read_streams += v->ahead.streams[i].next != 0;
 }

@@ -38,6 +38,8 @@ struct journal_memory {
     int (*set_aside)(struct journal_memory *m, uint64_t writes, uint64_t bytes, struct err *e);
 };
 
+struct disk_medium; /* portalbd/cache/disk_cache.h */
+
 struct volume_config {
     struct env *env;
     struct objstore *store; /* borrowed; a stack with a retry layer */
@@ -49,6 +51,7 @@ struct volume_config {
     bool resume; /* an earlier open of this attachment owned the volume: if another journal than
                     ours is named now, we are fenced; unless it was closed and ours dropped */
     uint64_t cache_size;        /* bytes of RAM cache; 0: 64 MiB */
+    struct disk_medium *disk;   /* borrowed until freed(): frames are kept there. NULL: none */
     uint64_t flush_coalesce_us; /* default 0 */
     uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */
     uint32_t checkpoint_segments; /* 0: 256 */
@@ -123,10 +126,15 @@ struct volume_status {
     uint64_t memtable_extents;
     uint64_t run_count;
     uint64_t cache_hits, cache_misses, cache_bytes;
-    uint64_t read_waits;        /* reads that another read under way saved from a GET */
-    uint64_t read_streams;      /* sequential readers at present */
-    uint64_t read_ahead_bytes;  /* fetched before they were asked for */
-    uint64_t read_ahead_unread; /* ... and still not read when their reader was forgotten */
+    uint64_t disk_cache_hits, disk_cache_misses; /* lookups of extents */
+    uint64_t disk_cache_size, disk_cache_bytes;  /* the size is 0 where there is none */
+    uint64_t disk_cache_filled;                  /* bytes written to it */
+    uint64_t disk_cache_dropped; /* bytes not written to it, since it was too slow */
+    bool disk_cache_off;         /* it failed */
+    uint64_t read_waits;         /* reads that another read under way saved from a GET */
+    uint64_t read_streams;       /* sequential readers at present */
+    uint64_t read_ahead_bytes;   /* fetched before they were asked for */
+    uint64_t read_ahead_unread;  /* ... and still not read when their reader was forgotten */
     uint64_t bytes_written, bytes_read, bytes_stored;
     uint64_t write_waits_paced; /* writes that waited since the journal was getting full */
     uint64_t write_waits_full;  /* ... since it was full, or a checkpoint was overdue */

@@ -3,12 +3,13 @@
  *
  * Who does what:  volume.c lifecycle, dispatch, status · open.c recovery · replay.c the journal at
  * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads ·
- * lookup.c where sectors are, block status · read_ahead.c sequential readers · checkpoint.c
- * memtable
+ * disk_fill.c what goes to the disk cache · lookup.c where sectors are, block status · read_ahead.c
+ * sequential readers · checkpoint.c memtable
  * -> run -> manifest, grow, close · levels.c the list of runs, merges · gc.c garbage. */
 #pragma once
 
 #include "common/fiber.h"
+#include "portalbd/cache/disk_cache.h"
 #include "portalbd/cache/page_cache.h"
 #include "portalbd/cache/ram_cache.h"
 #include "portalbd/volume/journal.h"
@@ -139,6 +140,7 @@ struct volume {
     /* Reads. */
     struct ram_cache *cache;
     struct page_cache *pages;
+    struct disk_cache *disk;  /* NULL: there is none */
     struct run_reader **runs; /* newest first, as manifest.root.runs */
     size_t run_count;
     struct list_node misses; /* struct read_op, oldest first: reads that use what they looked up */
@@ -235,6 +237,14 @@ int read_wait_older(struct volume *v, uint64_t serial, struct err *e);
 /* fiber. What it means that an object which our map names is not there: we are fenced, the snapshot
  * or volume was deleted, or it is corruption. `what` says which object. */
 int read_explain_missing(struct volume *v, const char *what, struct err *e);
+
+/* --- disk_fill.c --- */
+/* Writes it to the disk cache, some time (NULL: nothing). */
+void volume_fill_disk(struct volume *v, struct disk_fill *fill);
+/* A segment is stored: what was sent (its frames; taken over) goes to the disk cache, too. */
+void volume_fill_disk_segment(struct volume *v, struct segment *s);
+/* The disk gives no good data: the cache is off from now on. */
+void volume_disk_failed(struct volume *v, const struct err *why);
 
 /* --- read_ahead.c --- */
 /* A READ has come; `cached`: the RAM cache has all of it. */

@@ -139,6 +139,7 @@ static void on_put(struct obj_request *req) {
         uint64_t size = s->build.frames.len + s->build.tail.len + SEGMENT_HEADER_SIZE;
         v->stats.bytes_stored += size;
         gc_note_segment(v->gc, s->seq, size, &s->build.table);
+        volume_fill_disk_segment(v, s);
         buf_release(&s->build.frames); /* the frontier needs only the table, and may be far */
         if (MUTANT("ack-before-frontier"))
             answer_flushes(v, s->build.meta.last_write);
