@@ -34,6 +34,8 @@ struct config {
     char *state_dir;
     uint64_t journal_size;
     uint64_t cache_size;
+    char *disk_cache; /* a folder; NULL: none */
+    uint64_t disk_cache_size;
     uint64_t flush_coalesce_us;
     uint64_t stop_limit_us;
     uint64_t workers;

@@ -82,6 +82,13 @@ static const struct option_spec options[] = {
              "volume since, or they are damaged."},
     {"cache-size", OPTION_SIZE, offsetof(struct config, cache_size), .def = "64Mi", .min = 1 << 20,
      .max = UINT64_C(1) << 40, .help = "Bytes of RAM cache of each volume."},
+    {"disk-cache", OPTION_STRING, offsetof(struct config, disk_cache), .arg = "DIR",
+     .help =
+         "Folder, on a disk of this node (not on one of our volumes), for a second cache behind "
+         "the first; without it there is none. Nothing in it outlives the process."},
+    {"disk-cache-size", OPTION_SIZE, offsetof(struct config, disk_cache_size), .def = "4Gi",
+     .min = DISK_CACHE_SIZE_MIN, .max = UINT64_C(1) << 42,
+     .help = "Bytes of disk cache of each volume."},
     {"journal-size", OPTION_SIZE, offsetof(struct config, journal_size), .def = "64Mi",
      .min = 4 << 20, .max = UINT64_C(1) << 40,
      .help =
@@ -507,6 +514,8 @@ static void set_served_config(struct daemon *d) {
         .scraped = d->config.http_address != NULL,
         .journal_size = d->config.journal_size,
         .cache_size = d->config.cache_size,
+        .disk_cache = d->config.disk_cache,
+        .disk_cache_size = d->config.disk_cache_size,
         .flush_coalesce_us = d->config.flush_coalesce_us,
         .broken = &d->broken,
         .hooks = &served_hooks,

@@ -15,18 +15,6 @@
 #include "common/mutant.h"
 #include "portalbd/daemon/lock_file.h"
 
-enum { SAMPLE_US = 1000 * 1000 }; /* how old what /metrics shows may be */
-
-/* What volume_status says, for scrapes on another thread. */
-struct served_metrics {
-    struct served *served;
-    struct env_timer timer;
-    struct metrics_gauge healthy, size, journal_used, journal_size, unflushed, oldest_unflushed_us,
-        in_flight, frontier, memtable, runs, cache_bytes, objects_bytes, garbage_bytes, held_bytes;
-    struct metrics_counter cache_hits, cache_misses, written, stored, flushes, flush_cuts,
-        checkpoints, merges, gc_rounds, gc_objects_deleted, gc_bytes_deleted, gc_bytes_moved;
-};
-
 /* --- the lock --- */
 
 static char *lock_path(const struct served_config *config, const char *id) {
@@ -44,113 +32,6 @@ static int lock(struct served *s, struct err *e) {
     if (mkdir(s->config.run_dir, 0700) < 0 && errno != EEXIST)
         return err_from_errno(e, errno, "run folder %s", s->config.run_dir);
     return lock_file_take(path, &s->lock_fd, e);
-}
-
-/* --- metrics --- */
-
-static void set_counter(struct metrics_counter *c, uint64_t value) {
-    metrics_counter_add(c, value - metrics_counter_get(c));
-}
-
-void served_sample(struct served *s) {
-    struct served_metrics *m = s->values;
-    if (!s->volume)
-        return;
-    struct volume_status st;
-    volume_status(s->volume, &st);
-    metrics_gauge_set(&m->healthy, st.health == VOLUME_HEALTH_OK);
-    metrics_gauge_set(&m->size, (int64_t)st.size_bytes);
-    metrics_gauge_set(&m->journal_used, (int64_t)st.journal_used);
-    metrics_gauge_set(&m->journal_size, (int64_t)st.journal_size);
-    metrics_gauge_set(&m->unflushed, (int64_t)st.unflushed_bytes);
-    metrics_gauge_set(&m->oldest_unflushed_us, (int64_t)st.oldest_unflushed_us);
-    metrics_gauge_set(&m->in_flight, (int64_t)st.segments_in_flight);
-    metrics_gauge_set(&m->frontier, (int64_t)st.frontier);
-    metrics_gauge_set(&m->memtable, (int64_t)st.memtable_extents);
-    metrics_gauge_set(&m->runs, (int64_t)st.run_count);
-    metrics_gauge_set(&m->cache_bytes, (int64_t)st.cache_bytes);
-    set_counter(&m->cache_hits, st.cache_hits);
-    set_counter(&m->cache_misses, st.cache_misses);
-    set_counter(&m->written, st.bytes_written);
-    set_counter(&m->stored, st.bytes_stored);
-    set_counter(&m->flushes, st.flushes);
-    set_counter(&m->flush_cuts, st.flush_cuts);
-    set_counter(&m->checkpoints, st.checkpoints);
-    set_counter(&m->merges, st.merges);
-    metrics_gauge_set(&m->objects_bytes, (int64_t)st.gc_bytes);
-    metrics_gauge_set(&m->garbage_bytes, (int64_t)st.gc_garbage_bytes);
-    metrics_gauge_set(&m->held_bytes, (int64_t)st.gc_held_bytes);
-    set_counter(&m->gc_rounds, st.gc_rounds);
-    set_counter(&m->gc_objects_deleted, st.gc_objects_deleted);
-    set_counter(&m->gc_bytes_deleted, st.gc_bytes_deleted);
-    set_counter(&m->gc_bytes_moved, st.gc_bytes_moved);
-}
-
-static void on_sample(struct env_timer *timer) {
-    struct served *s = container_of(timer, struct served_metrics, timer)->served;
-    served_sample(s);
-    env_timer_start(loop_env(s->config.loop), timer, SAMPLE_US);
-}
-
-static double oldest_seconds(void *arg) {
-    return (double)metrics_gauge_get(arg) / 1e6;
-}
-
-static void register_metrics(struct served *s) {
-    struct served_metrics *m = s->values = NEW(struct served_metrics);
-    struct metrics_group *g = s->metrics =
-        metrics_group_new(s->config.metrics, METRICS_LABELS({"volume", s->target.id}));
-    m->served = s;
-    m->timer.fn = on_sample;
-    const struct {
-        const struct metrics_gauge *gauge;
-        const char *name, *help;
-    } gauges[] = {
-        {&m->healthy, "portalbd_volume_healthy", "1 when nothing is wrong with the volume."},
-        {&m->size, "portalbd_volume_size_bytes", "Size of the device."},
-        {&m->journal_used, "portalbd_journal_used_bytes", "Bytes of the journal in use."},
-        {&m->journal_size, "portalbd_journal_size_bytes", "Bytes of the journal."},
-        {&m->unflushed, "portalbd_unflushed_bytes", "Bytes acknowledged and not in the store."},
-        {&m->in_flight, "portalbd_frontier_lag_segments", "Segments on their way to the store."},
-        {&m->frontier, "portalbd_frontier_segment", "The last segment up to which all are stored."},
-        {&m->memtable, "portalbd_memtable_extents", "Extents since the last checkpoint."},
-        {&m->runs, "portalbd_map_runs", "Runs of the map."},
-        {&m->cache_bytes, "portalbd_cache_bytes", "Bytes in the RAM cache."},
-        {&m->objects_bytes, "portalbd_volume_objects_bytes",
-         "Bytes of the objects under the volume's own prefix, as far as they are known."},
-        {&m->garbage_bytes, "portalbd_volume_garbage_bytes",
-         "Of these, what nobody needs and is not deleted yet."},
-        {&m->held_bytes, "portalbd_volume_held_bytes",
-         "Of these, what only snapshots and clones need."},
-    };
-    const struct {
-        const struct metrics_counter *counter;
-        const char *name, *help;
-    } counters[] = {
-        {&m->cache_hits, "portalbd_cache_hits_total", "Reads answered by the RAM cache."},
-        {&m->cache_misses, "portalbd_cache_misses_total", "Reads not answered by the RAM cache."},
-        {&m->written, "portalbd_volume_written_bytes_total", "Bytes that clients wrote."},
-        {&m->stored, "portalbd_volume_stored_bytes_total", "Bytes put into the store."},
-        {&m->flushes, "portalbd_volume_flushes_total", "FLUSH and FUA requests."},
-        {&m->flush_cuts, "portalbd_volume_flush_cuts_total", "Segments that a flush cut."},
-        {&m->checkpoints, "portalbd_volume_checkpoints_total", "Checkpoints."},
-        {&m->merges, "portalbd_volume_merges_total", "Merges of runs."},
-        {&m->gc_rounds, "portalbd_gc_rounds_total", "GC rounds."},
-        {&m->gc_objects_deleted, "portalbd_gc_objects_deleted_total", "Objects that GC deleted."},
-        {&m->gc_bytes_deleted, "portalbd_gc_deleted_bytes_total",
-         "Bytes of the objects that GC deleted."},
-        {&m->gc_bytes_moved, "portalbd_gc_moved_bytes_total", "Bytes that GC rewrote."},
-    };
-    for (size_t i = 0; i < ARRAY_LEN(gauges); i++)
-        metrics_gauge_register(g, gauges[i].gauge, gauges[i].name, gauges[i].help, NULL);
-    for (size_t i = 0; i < ARRAY_LEN(counters); i++)
-        metrics_counter_register(g, counters[i].counter, counters[i].name, counters[i].help, NULL);
-    metrics_gauge_fn_register(g, oldest_seconds, &m->oldest_unflushed_us,
-                              "portalbd_oldest_unflushed_seconds",
-                              "Age of the oldest write that is not in the store.", NULL);
-    served_sample(s);
-    if (s->config.scraped)
-        env_timer_start(loop_env(s->config.loop), &m->timer, SAMPLE_US);
 }
 
 /* --- the gate --- */
@@ -219,7 +100,17 @@ static int open_journal(struct served *s, struct err *e) {
     return journal_file_open(&config, &s->journal, e);
 }
 
+/* A disk that does not work is no reason to serve nothing. */
+static void open_disk_cache(struct served *s) {
+    struct err e = {0};
+    if (s->config.disk_cache &&
+        disk_file_open(s->config.disk_cache, s->config.disk_cache_size, &s->disk, &e) < 0)
+        log_warn("there is no disk cache until the volume is opened again",
+                 LOG_STR("volume", s->target.id), LOG_ERR(&e));
+}
+
 static int open_volume(struct served *s, struct err *e) {
+    open_disk_cache(s);
     struct volume_config config = {.env = loop_env(s->config.loop),
                                    .store = s->config.pool->store,
                                    .key = s->target.key,
@@ -228,6 +119,7 @@ static int open_volume(struct served *s, struct err *e) {
                                    .journal = s->journal ? journal_file_memory(s->journal) : NULL,
                                    .resume = s->config.resume,
                                    .cache_size = s->config.cache_size,
+                                   .disk = s->disk ? disk_file_medium(s->disk) : NULL,
                                    .flush_coalesce_us = s->config.flush_coalesce_us,
                                    .on_broken = on_broken,
                                    .on_owned = on_owned,
@@ -274,7 +166,7 @@ int served_open(const struct served_config *config, const struct served_target *
         served_free(s);
         return err_wrap(e, "volume %s", target->id);
     }
-    register_metrics(s);
+    served_metrics_start(s);
     log_info("volume opened", LOG_STR("volume", target->id), LOG_STR("name", target->name),
              LOG_U64("size_bytes", bd_size_bytes(s->dev)),
              LOG_U64("publish_epoch", target->publish_epoch));
@@ -314,14 +206,12 @@ void served_free(struct served *s) {
     CHECK(!s->volume && !s->control);
     if (s->dev)
         s->dev->ops->close(s->dev);
-    metrics_group_free(s->metrics);
-    if (s->values)
-        env_timer_stop(loop_env(s->config.loop), &s->values->timer);
-    free(s->values);
+    served_metrics_stop(s);
     if (s->broken)
         metrics_gauge_add(s->config.broken, -1);
     if (s->journal)
         journal_file_close(s->journal, s->closed || (!s->owned && journal_file_is_new(s->journal)));
+    disk_file_close(s->disk);
     drop_lock(s);
     free(s);
 }

@@ -4,6 +4,7 @@
 
 #include "portalbd/blockdev/stats.h"
 #include "portalbd/control/server.h"
+#include "portalbd/daemon/disk_file.h"
 #include "portalbd/daemon/journal_file.h"
 #include "portalbd/daemon/pool.h"
 #include "portalbd/volume/volume.h"
@@ -33,6 +34,8 @@ struct served_config {
     bool scraped;            /* somebody may look at the metrics at any time, on another thread */
     uint64_t journal_size;   /* bytes; 0: the engine's default, like the next */
     uint64_t cache_size;
+    const char *disk_cache; /* a folder; NULL: none */
+    uint64_t disk_cache_size;
     uint64_t flush_coalesce_us;
     struct metrics_gauge *broken; /* borrowed: how many volumes are out of use */
     const struct served_hooks *hooks;
@@ -61,6 +64,7 @@ struct served {
     struct served_target target;
     int lock_fd;
     struct journal_file *journal; /* NULL: none, or in memory */
+    struct disk_file *disk;       /* NULL: no disk cache */
     struct volume *volume;        /* NULL after served_drop */
     struct served_gate gate;
     struct blockdev *dev; /* what front ends use: a layer that counts, over the gate */
@@ -90,6 +94,9 @@ void served_free(struct served *s);
 
 /* Brings the engine's metrics up to date; once a second it happens by itself when `scraped`. */
 void served_sample(struct served *s);
+/* Registers and unregisters them; served.c's own. */
+void served_metrics_start(struct served *s);
+void served_metrics_stop(struct served *s);
 /* Which writes are not in the store, in words; "" when all are. */
 void served_describe_unsaved(struct served *s, char *text, size_t size);
 /* "shm": nothing is lost when this process dies; "memory": what is not flushed is. */

@@ -129,12 +129,24 @@ static int verb_stats(struct served *s, const json_t *args, json_t **ret, struct
     struct volume_status st;
     volume_status(s->volume, &st);
     json_t *cache = json_object(), *engine = json_object(), *gc = json_object();
+    if (st.disk_cache_size > 0) {
+        json_t *disk = json_object();
+        set_u64(disk, "hits", st.disk_cache_hits);
+        set_u64(disk, "misses", st.disk_cache_misses);
+        set_u64(disk, "bytes", st.disk_cache_bytes);
+        json_object_set_new(disk, "failed", json_boolean(st.disk_cache_off));
+        json_object_set_new(cache, "disk", disk);
+    }
+    set_u64(cache, "read_ahead_bytes", st.read_ahead_bytes);
     set_u64(cache, "hits", st.cache_hits);
     set_u64(cache, "misses", st.cache_misses);
     set_u64(cache, "bytes", st.cache_bytes);
     set_u64(engine, "bytes_written", st.bytes_written);
     set_u64(engine, "bytes_read", st.bytes_read);
     set_u64(engine, "bytes_stored", st.bytes_stored);
+    set_u64(engine, "write_waits_paced", st.write_waits_paced);
+    set_u64(engine, "write_waits_full", st.write_waits_full);
+    set_u64(engine, "drain_bytes_per_second", st.drain_rate);
     set_u64(engine, "flushes", st.flushes);
     set_u64(engine, "flush_cuts", st.flush_cuts);
     set_u64(engine, "checkpoints", st.checkpoints);
