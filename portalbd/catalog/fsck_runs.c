@@ -40,8 +40,7 @@ static bool names_run(const struct fsck_root *r, const struct fsck_name *run) {
     return false;
 }
 
-/* What the roots that name this run make of an object in its usage table. GC takes the objects of a
- * pin for held although they are evacuated. */
+/* What the roots that name this run make of an object in its usage table. */
 static uint8_t usage_flags(const struct fsck_check *c, const struct fsck_name *run,
                            const struct fsck_name *object) {
     uint8_t flags = 0;
@@ -52,7 +51,8 @@ static uint8_t usage_flags(const struct fsck_check *c, const struct fsck_name *r
         bool evacuated =
             r->evacuated_count > 0 && bsearch(object, r->evacuated, r->evacuated_count,
                                               sizeof *r->evacuated, compare_names) != NULL;
-        flags |= !evacuated ? FSCK_NEEDED | FSCK_HELD : r->is_pin ? FSCK_HELD : 0;
+        if (!evacuated)
+            flags |= FSCK_NEEDED | FSCK_HELD;
     }
     return flags;
 }

@@ -249,9 +249,12 @@ static void need_run(struct pin_needs *n, const struct root *root, const struct 
 }
 
 static void need_root(struct pin_needs *n, const struct volume_key *v, const struct root *root) {
-    for (size_t i = 0; i < root->tail_count; i++)
+    for (size_t i = 0; i < root->tail_count; i++) {
         if (is_own(root->volumes, root->tail[i].volume, v))
             need_log(n, root->tail[i].first, root->tail[i].count);
+        else
+            n->foreign = true;
+    }
     size_t count;
     struct object_name *evacuated = own_evacuated(root, v, &count);
     for (size_t i = 0; i < root->run_count; i++)
@@ -262,7 +265,9 @@ static void need_root(struct pin_needs *n, const struct volume_key *v, const str
 /* fiber. What a pinned run needs: its index, parts, and the objects that its entries name. */
 static int load_run(struct pin_needs *n, struct objstore *s, const struct volume_key *v,
                     const struct pinned_run *r, struct err *e) {
-    if (strcmp(r->owner.text, v->text) == 0)
+    bool own = strcmp(r->owner.text, v->text) == 0;
+    n->foreign |= !own;
+    if (own)
         need_ref(n, &r->index);
     char key[KEY_MAX];
     key_of_ref(key, &r->owner, &r->index);
@@ -274,13 +279,19 @@ static int load_run(struct pin_needs *n, struct objstore *s, const struct volume
     rc = run_index_decode(&x, buf_view(&body), e);
     if (rc < 0)
         return err_wrap(e, "%s", key);
-    for (size_t i = 0; i < x.part_count; i++)
+    for (size_t i = 0; i < x.part_count; i++) {
         if (is_own(x.volumes, x.parts[i].ref.volume, v))
             need_ref(n, &x.parts[i].ref);
+        else
+            n->foreign = true;
+    }
     for (size_t i = 0; i < x.usage_count; i++) {
         struct object_name name = name_of_ref(&x.usage[i].ref);
-        if (!run_usage_is_free(&x.usage[i]) && is_own(x.volumes, x.usage[i].ref.volume, v) &&
-            !in_names(r->evacuated, r->evacuated_count, &name))
+        if (run_usage_is_free(&x.usage[i]))
+            continue;
+        if (!is_own(x.volumes, x.usage[i].ref.volume, v))
+            n->foreign = true;
+        else if (!in_names(r->evacuated, r->evacuated_count, &name))
             need_ref(n, &x.usage[i].ref);
     }
     run_index_release(&x);

@@ -69,6 +69,7 @@ struct pin_needs {
     size_t id_count;
     struct pinned_run *runs; /* owned; that their roots name, each once */
     size_t run_count;
+    bool foreign; /* something of another volume is needed, too */
 };
 void pin_needs_release(struct pin_needs *n);
 

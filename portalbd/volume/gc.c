@@ -103,7 +103,7 @@ static int pass(struct gc *g, bool thorough, struct err *e) {
         if (rc == 0 && moved)
             rc = rounds(g, thorough, e);
     }
-    return rc;
+    return rc == 0 && !gc_must_stop(g) ? gc_release_held_pins(g, e) : rc;
 }
 
 static int scrub_and_pass(struct gc *g, bool thorough, struct err *e) {

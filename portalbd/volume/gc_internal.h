@@ -1,7 +1,8 @@
 /* What the files of GC share. Only gc*.c and moving*.c include this.
  *
  * Who does what:  gc.c when GC runs, its passes · gc_mark.c what is known of the prefix, and what
- * of it is garbage · gc_round.c condemning and deleting · moving.c objects that are mostly dead. */
+ * of it is garbage · gc_round.c condemning and deleting · moving.c objects that are mostly dead ·
+ * held_pins.c what a clone holds in its source. */
 #pragma once
 
 #include "portalbd/volume/gc.h"
@@ -68,5 +69,11 @@ uint64_t gc_old_manifests(const struct gc *g);
 int gc_reconsider_held(struct gc *g, struct err *e);
 /* fiber. What the pins of this volume hold now is g->needs, unless *ret_blocked. */
 int gc_look_at_pins(struct gc *g, bool *ret_blocked, struct err *e);
+/* fiber. Is our newest manifest the newest? -ERR_FENCED breaks the volume. */
+int gc_check_newest(struct gc *g, struct err *e);
 /* fiber. Condemns and deletes. *ret_progress: another round may find more to do. */
 int gc_round(struct gc *g, bool *ret_progress, struct err *e);
+
+/* --- held_pins.c --- */
+/* fiber. Gives up the pins that a clone holds in others, when nothing of ours needs them. */
+int gc_release_held_pins(struct gc *g, struct err *e);

@@ -102,7 +102,7 @@ int gc_look_at_pins(struct gc *g, bool *ret_blocked, struct err *e) {
 
 /* fiber. Step 3. The mutex: a manifest of our own that is put meanwhile would look like another's.
  */
-static int check_newest(struct gc *g, struct err *e) {
+int gc_check_newest(struct gc *g, struct err *e) {
     struct volume *v = g->v;
     if (MUTANT("gc-no-manifest-check"))
         return 0;
@@ -190,7 +190,7 @@ static int round_delete(struct gc *g, struct round *r, bool *ret_progress, struc
     if (blocked && !MUTANT("gc-ignores-claims"))
         r->count = 0;
     uint64_t newest = v->manifest.number;
-    rc = check_newest(g, e);
+    rc = gc_check_newest(g, e);
     if (rc == 0 && r->count > 0 && !MUTANT("gc-no-wait-for-reads"))
         rc = read_wait_older(v, r->read_serial, e);
     *ret_progress = r->count > 0;

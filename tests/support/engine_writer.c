@@ -57,6 +57,11 @@ void engine_write(struct pool_fixture *f, struct volume *v, uint64_t size_bytes,
     }
 }
 
+void engine_trim(struct pool_fixture *f, struct volume *v, uint64_t size_bytes) {
+    submit(f, v, BD_TRIM, 0, size_bytes, NULL);
+    submit(f, v, BD_FLUSH, 0, 0, NULL);
+}
+
 static void on_freed(void *arg) {
     fiber_done_set(arg);
 }

@@ -10,5 +10,7 @@ struct volume *engine_open(struct pool_fixture *f, const struct volume_key *key,
 /* Writes, some zeroes or trims, with a flush now and then, in the first size_bytes of the volume.
  */
 void engine_write(struct pool_fixture *f, struct volume *v, uint64_t size_bytes, int writes);
+/* Trims the first size_bytes. */
+void engine_trim(struct pool_fixture *f, struct volume *v, uint64_t size_bytes);
 /* After a clean close, or as a crash. */
 void engine_end(struct pool_fixture *f, struct volume *v, bool close);
