@@ -275,13 +275,10 @@ int disk_fill_run(struct disk_fill *f, struct err *e) {
     if (!c->stats.off && f->span_count > 0 && f->span_count < c->entry_max) {
         uint64_t first = reserve(f);
         fiber_run_job(c->env, write_job, f);
-        bool was_on = !c->stats.off;
-        if (f->rc == 0 && was_on) {
-            publish(f, first);
-        } else if (was_on) {
-            disk_cache_turn_off(c);
+        if (f->rc < 0)
             rc = err_copy(e, &f->err);
-        }
+        else if (!c->stats.off)
+            publish(f, first);
     }
     CHECK(c->filling_bytes >= f->bytes.len);
     c->filling_bytes -= f->bytes.len;

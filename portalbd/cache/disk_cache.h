@@ -4,7 +4,8 @@
  *
  * A log in a ring: what was read or written first is overwritten first. The index is in memory
  * alone, so what a process left behind is worth nothing: the medium is made anew each time. Trouble
- * of the medium turns the cache off, for good, and is nobody else's trouble. Owner thread. */
+ * of the medium is a reason to turn the cache off, for good, and is nobody else's trouble. Owner
+ * thread. */
 #pragma once
 
 #include "common/buf.h"
@@ -59,8 +60,8 @@ struct disk_fill *disk_fill_new(struct disk_cache *c, const struct disk_key *key
                                 struct buf *bytes);
 /* `count` frames that follow each other from `off` on. */
 void disk_fill_frames(struct disk_fill *f, uint32_t off, const uint16_t *lens, size_t count);
-/* fiber. Writes and frees it; what was named can then be found. An error is said once: from then on
- * the cache is off. */
+/* fiber. Writes and frees it; what was named can then be found. After an error the caller turns the
+ * cache off: what the index says may not be there any more. */
 int disk_fill_run(struct disk_fill *f, struct err *e);
 
 /* --- state --- */
