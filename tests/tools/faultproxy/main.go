@@ -14,7 +14,7 @@
 //
 // Settings (flags at the start, parameters later): delay, jitter (durations: each request waits
 // delay + random(jitter)), rate (bytes a second that all bodies together may take in each direction, as on
-// one network link; 0: no limit), error, drop, cut (probabilities), codes (500,503,429), retry_after
+// one network link; 0: no limit), slow (probability that a request waits slow_delay on top), error, drop, cut (probabilities), codes (500,503,429), retry_after
 // (seconds), kinds (PUT,GET: only these meet faults; empty: all), key (only paths that contain it),
 // down (connections are closed at once), hang (no answer until it is switched off).
 //
@@ -43,6 +43,8 @@ type config struct {
 	Delay      time.Duration `json:"delay_ns"`
 	Jitter     time.Duration `json:"jitter_ns"`
 	Rate       float64       `json:"rate"`
+	Slow       float64       `json:"slow"`
+	SlowDelay  time.Duration `json:"slow_delay_ns"`
 	Error      float64       `json:"error"`
 	Drop       float64       `json:"drop"`
 	Cut        float64       `json:"cut"`
@@ -63,6 +65,10 @@ func (c *config) set(name, value string) (err error) {
 		c.Jitter, err = time.ParseDuration(value)
 	case "rate":
 		c.Rate, err = strconv.ParseFloat(value, 64)
+	case "slow":
+		c.Slow, err = strconv.ParseFloat(value, 64)
+	case "slow_delay":
+		c.SlowDelay, err = time.ParseDuration(value)
 	case "error":
 		c.Error, err = strconv.ParseFloat(value, 64)
 	case "drop":
@@ -300,7 +306,11 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.count(kind, func(n *count) { n.Requests++; n.Faults["down"]++ })
 		hangUp(w)
 	}
-	wait(r.Context(), c.Delay+time.Duration(rand.Int63n(int64(c.Jitter)+1)))
+	delay := c.Delay + time.Duration(rand.Int63n(int64(c.Jitter)+1))
+	if rand.Float64() < c.Slow {
+		delay += c.SlowDelay
+	}
+	wait(r.Context(), delay)
 	if !p.hold(r) {
 		hangUp(w)
 	}
@@ -457,7 +467,7 @@ func main() {
 	addrFile := flag.String("addr-file", "", "file that gets both addresses")
 	p := &proxy{counts: map[string]*count{}, change: make(chan struct{})}
 	p.config.Codes = []int{500, 503, 429}
-	for _, name := range []string{"delay", "jitter", "rate", "error", "drop", "cut", "codes", "retry_after", "kinds", "key", "down", "hang"} {
+	for _, name := range []string{"delay", "jitter", "rate", "slow", "slow_delay", "error", "drop", "cut", "codes", "retry_after", "kinds", "key", "down", "hang"} {
 		name := name
 		flag.Func(name, "setting", func(value string) error { return p.config.set(name, value) })
 	}
