@@ -51,8 +51,7 @@ static struct manifest next_manifest(struct volume *v) {
 /* fiber. The frozen generation becomes a run. Without entries there is none: ret_run->entry_count
  * is 0. */
 static int write_run(struct volume *v, struct root_run *ret_run, struct err *e) {
-    struct run_writer *w =
-        run_writer_new(v->env, v->store, &v->config.key, v->config.map_part_size);
+    struct run_writer *w = run_writer_new(v->env, v->store, &v->config.key, map_shape(v));
     bool bottom = v->run_count == 0;
     const struct mem_extent *x;
     size_t n = 0;

@@ -243,7 +243,7 @@ static int merge_run(struct volume *v, struct merge *m, struct err *e) {
     struct run_merge_options o = {.env = v->env,
                                   .store = v->store,
                                   .own = v->config.key,
-                                  .part_size = v->config.map_part_size,
+                                  .shape = map_shape(v),
                                   .bottom = m->sources[m->count - 1] == v->runs[v->run_count - 1],
                                   .evacuates = &v->manifest.root,
                                   .stop = &m->stop};

@@ -482,8 +482,7 @@ static int write_object(struct move *m, struct moved_build *b, struct err *e) {
 /* fiber. */
 static int write_objects(struct move *m, struct err *e) {
     int rc = 0;
-    m->writer =
-        run_writer_new(m->v->env, m->v->store, &m->v->config.key, m->v->config.map_part_size);
+    m->writer = run_writer_new(m->v->env, m->v->store, &m->v->config.key, map_shape(m->v));
     for (size_t i = 0; rc == 0 && i < m->pieces.count && !gc_must_stop(m->gc);) {
         struct moved_build b = {.move = m, .pieces = m->pieces.items + i};
         b.piece_count = pieces_of_object(b.pieces, m->pieces.count - i);

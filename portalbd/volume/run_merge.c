@@ -161,7 +161,8 @@ static int step_in_gap(struct merge *m, uint64_t end) {
         return end == UINT64_MAX ? DONE : AGAIN;
     }
     m->at = MAX(m->at, p->first_sector);
-    bool untouched = m->at == p->first_sector && p->last_sector < end;
+    bool untouched =
+        m->at == p->first_sector && (p->last_sector < end || MUTANT("merge-reuses-touched"));
     if (untouched && run_writer_may_reuse(m->writer, m->part))
         return NEEDS_PART;
     if (s->iter.part != m->part) { /* parts were covered, or taken over */
@@ -321,7 +322,7 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     struct merge m = {
         .sources = xcalloc(source_count, sizeof *m.sources),
         .count = source_count - (level ? 1 : 0),
-        .writer = run_writer_new(o->env, o->store, &o->own, o->part_size),
+        .writer = run_writer_new(o->env, o->store, &o->own, o->shape),
         .drops_holes = o->bottom || MUTANT("merge-drops-holes"),
     };
     if (level) {

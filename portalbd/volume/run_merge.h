@@ -8,7 +8,7 @@ struct run_merge_options {
     struct env *env;
     struct objstore *store;
     struct volume_key own; /* under whose prefix the result goes */
-    uint32_t part_size;    /* as for run_writer_new */
+    struct run_shape shape;
     /* Nothing older is left: HOLE entries are dropped (ZERO entries stay: an allocated zero differs
      * from a hole in BLOCK_STATUS), and the last source's parts that no other source touches become
      * parts of the result unread. */

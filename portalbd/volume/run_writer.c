@@ -28,7 +28,7 @@
 
 enum {
     PART_SIZE_DEFAULT = 8 * 1024 * 1024, /* bytes: below the format's limit, to bound memory */
-    PART_SIZE_MIN = 2 * RUN_PAGE_SIZE,
+    PART_SIZE_MIN = 2 * RUN_PAGE_SIZE,   /* so that a chunk that makes it full is itself not */
     PART_SMALL = 4,               /* a part of less than one in so many of the size is small */
     ENCODE_INLINE_MAX = 8 * 1024, /* objects and pages of an index or part; else it is a job */
 };
@@ -60,6 +60,7 @@ struct run_writer {
     struct objstore *store; /* borrowed */
     struct volume_key own;
     size_t part_size;
+    size_t page_entries;
     struct run_index index;
     struct usage_table table;
     uint64_t stored_bytes; /* of parts, those taken over too */
@@ -78,12 +79,14 @@ struct run_writer {
 };
 
 struct run_writer *run_writer_new(struct env *env, struct objstore *store,
-                                  const struct volume_key *own, uint32_t part_size) {
+                                  const struct volume_key *own, struct run_shape shape) {
     struct run_writer *w = NEW(struct run_writer);
     w->env = env;
     w->store = store;
     w->own = *own;
-    w->part_size = part_size ? MAX(part_size, (uint32_t)PART_SIZE_MIN) : PART_SIZE_DEFAULT;
+    w->part_size =
+        shape.part_size ? MAX(shape.part_size, (uint32_t)PART_SIZE_MIN) : PART_SIZE_DEFAULT;
+    w->page_entries = shape.page_entries ? shape.page_entries : RUN_PAGE_ENTRIES_MAX;
     CHECK(w->part_size <= PART_SIZE_DEFAULT);
     usage_table_init(&w->table, &w->index);
     env_random(env, w->index.nonce.bytes, RANDOM_ID_SIZE);
@@ -293,7 +296,8 @@ static void pending_flush(struct run_writer *w) {
     struct map_entry *m = &w->pending;
     if (m->count == 0)
         return;
-    if (!run_page_add(&w->builder, m, w->pending_ref)) {
+    bool full = w->builder.entries >= w->page_entries;
+    if (full || !run_page_add(&w->builder, m, w->pending_ref)) {
         page_flush(w);
         bool fits = run_page_add(&w->builder, m, w->pending_ref);
         CHECK(fits);

@@ -9,10 +9,15 @@
 
 struct run_writer;
 
-/* own: the volume under whose prefix the objects go. part_size: bytes of pages that make a part; 0:
- * the default. */
+struct run_shape {
+    uint32_t part_size;    /* bytes of pages that make a part; 0: 8 MiB */
+    uint32_t page_entries; /* entries of a page, at most; 0: as many as fit. For tests: many parts
+                              of few entries */
+};
+
+/* own: the volume under whose prefix the objects go. */
 struct run_writer *run_writer_new(struct env *env, struct objstore *store,
-                                  const struct volume_key *own, uint32_t part_size);
+                                  const struct volume_key *own, struct run_shape shape);
 /* fiber. Entries come in the order of sectors and do not overlap; `owner` is the volume that
  * entry->ref belongs to (NULL for ZERO and HOLE; entry->ref.volume is ignored). Adjacent ZERO or
  * HOLE entries of one kind are joined. */

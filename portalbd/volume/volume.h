@@ -58,6 +58,7 @@ struct volume_config {
     uint32_t checkpoint_extents;  /* 0: 128k */
     uint32_t runs_max;            /* more runs than this are merged whatever it costs; 0: 8 */
     uint32_t map_part_size;       /* bytes of a part of the map, at most 8 MiB; 0: 8 MiB */
+    uint32_t map_page_entries;    /* entries of its pages, at most; 0: as many as fit; for tests */
     uint64_t gc_delay_us;         /* between a change and the GC round for it; 0: 2 s */
     uint32_t gc_live_percent;     /* objects with less than this live are rewritten; 0: 55 */
     uint64_t gc_move_bytes;       /* dead bytes in them that make it worth while; 0: 8 MiB */

@@ -17,6 +17,7 @@
 #include "portalbd/volume/memtable.h"
 #include "portalbd/volume/pace.h"
 #include "portalbd/volume/run_reader.h"
+#include "portalbd/volume/run_writer.h"
 #include "portalbd/volume/segment_build.h"
 #include "portalbd/volume/takeover.h"
 #include "portalbd/volume/volume.h"
@@ -169,6 +170,11 @@ struct volume {
 
     struct volume_status stats; /* counters only; the rest is filled by volume_status */
 };
+
+static inline struct run_shape map_shape(const struct volume *v) {
+    return (struct run_shape){.part_size = v->config.map_part_size,
+                              .page_entries = v->config.map_page_entries};
+}
 
 /* --- volume.c --- */
 struct volume *volume_new(const struct volume_config *config);

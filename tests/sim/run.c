@@ -62,7 +62,8 @@ static void draw_limits(struct sim *s) {
     s->flush_weight = (unsigned)sim_skewed(w, 5, 150);
     s->world.turn_jitter_us = sim_skewed(w, 0, 500);
     s->world.job_us_max = sim_skewed(w, 10, 20000);
-    s->limits.map_part_size = (uint32_t)(4096 * sim_skewed(w, 2, 64));
+    s->limits.map_part_size = (uint32_t)(4096 * sim_skewed(w, 2, 16));
+    s->limits.map_page_entries = (uint32_t)sim_skewed(w, 4, 300);
 }
 
 /* Writers that are faster than the store: windows and journals fill. */

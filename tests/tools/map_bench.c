@@ -116,7 +116,7 @@ static struct root_run make_run(struct bench *b, uint64_t first, uint64_t count,
     struct err e = {0};
     struct root_run run;
     uint16_t len = STORED;
-    struct run_writer *w = run_writer_new(b->env, b->store, &b->key, 0);
+    struct run_writer *w = run_writer_new(b->env, b->store, &b->key, (struct run_shape){0});
     struct map_entry m = {
         .count = SECTORS, .kind = EXTENT_DATA, .lens = &len, .len_count = 1, .ref.kind = OBJ_LOG};
     for (uint64_t i = 0; i < count; i++) {
@@ -285,7 +285,7 @@ static void run(void *arg) {
     merge_into(b, "merging local writes", &bottom, &upper);
     struct map_entry half = {.sector = 0, .count = b->extents / 2 * SECTORS, .kind = EXTENT_HOLE};
     struct err e = {0};
-    struct run_writer *w = run_writer_new(b->env, b->store, &b->key, 0);
+    struct run_writer *w = run_writer_new(b->env, b->store, &b->key, (struct run_shape){0});
     ok(run_writer_add(w, &half, NULL, &e), &e);
     ok(run_writer_finish(w, &upper, &e), &e);
     run_writer_free(w);

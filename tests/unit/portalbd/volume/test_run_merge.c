@@ -145,7 +145,8 @@ static struct run_reader *open_reader(struct fixture *f, const struct root_run *
  * `owners`. */
 static struct run_reader *random_part(struct fixture *f, struct place *model, uint64_t from,
                                       uint64_t to, uint8_t owners) {
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], PART_SIZE);
+    struct run_writer *w =
+        run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){PART_SIZE, 0});
     uint64_t sector = from + rng(f, 100);
     while (sector < to) {
         uint16_t lens[EXTENT_FRAMES_MAX];
@@ -287,7 +288,7 @@ static struct run_merge_options options(struct fixture *f, bool bottom) {
     return (struct run_merge_options){.env = f->env,
                                       .store = f->store,
                                       .own = f->keys[0],
-                                      .part_size = PART_SIZE,
+                                      .shape = {PART_SIZE, 0},
                                       .bottom = bottom};
 }
 
@@ -333,7 +334,7 @@ static void merge_many(void *arg) {
 static void several_parts(void *arg) {
     struct fixture *f = arg;
     enum { ENTRIES = 150000 };
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], 0);
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){0});
     uint16_t lens[EXTENT_FRAMES_MAX];
     for (size_t i = 0; i < EXTENT_FRAMES_MAX; i++)
         lens[i] = (uint16_t)(FRAME_SIZE_MAX - i);
@@ -372,7 +373,7 @@ static void several_parts(void *arg) {
 
 static void joining(void *arg) {
     struct fixture *f = arg;
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], 0);
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){0});
     struct map_entry m = {.count = 10, .kind = EXTENT_HOLE};
     for (m.sector = 0; m.sector < 1000; m.sector += 10)
         assert_int_equal(run_writer_add(w, &m, NULL, NULL), 0);
@@ -396,7 +397,7 @@ static void joining(void *arg) {
     assert_int_equal(run.entry_count, 4);
     run_writer_free(w);
 
-    w = run_writer_new(f->env, f->store, &f->keys[0], 0);
+    w = run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){0});
     size_t objects = memory_store_count(f->memory);
     assert_int_equal(run_writer_finish(w, &run, NULL), 0);
     assert_int_equal(run.entry_count, 0);
@@ -608,7 +609,8 @@ static void covered(void *arg) {
     struct run_reader *bottom = random_bottom(f, model);
     const struct run_index *x = run_reader_index(bottom);
     for (int what = 0; what < 3; what++) {
-        struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], PART_SIZE);
+        struct run_writer *w =
+            run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){PART_SIZE, 0});
         struct map_entry m = {.sector = what == 1 ? x->parts[0].last_sector + 1 : 0,
                               .count = SECTORS,
                               .kind = what == 2 ? EXTENT_ZERO : EXTENT_HOLE};
@@ -740,7 +742,7 @@ static void stopped(void *arg) {
 
 static void too_many_volumes(void *arg) {
     struct fixture *f = arg;
-    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], 0);
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){0});
     uint16_t len = 100;
     struct map_entry m = {.count = 1,
                           .kind = EXTENT_DATA,
