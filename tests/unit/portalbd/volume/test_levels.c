@@ -44,7 +44,8 @@ static void open_volume(struct world *w) {
                               .key = w->key,
                               .publish_epoch = 1,
                               .journal_size = 4 * 1024 * 1024,
-                              .cache_size = 256 * 1024};
+                              .cache_size = 256 * 1024,
+                              .gc_off = true};
     struct err e = {0};
     ok(volume_open(&c, &w->v, &e), &e);
 }
@@ -284,6 +285,35 @@ static void parts_stay(void *arg) {
     w->finished = true;
 }
 
+static size_t count(struct world *w, const char *part) {
+    size_t n = 0;
+    const char *key;
+    struct view body;
+    for (size_t i = 0; i < memory_store_count(w->bucket); i++)
+        if (memory_store_at(w->bucket, i, &key, &body))
+            n += strstr(key, part) != NULL;
+    return n;
+}
+
+/* 256 flushes are 256 segments, and a checkpoint: a part, an index, a manifest. */
+static void requests(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    open_volume(w);
+    size_t segments = count(w, "/log/"), manifests = count(w, "/manifest/");
+    for (uint64_t i = 0; i < 256; i++) {
+        write_block(w, i * 7, 1);
+        request(w, BD_FLUSH, 0, 0, NULL);
+    }
+    fiber_sleep_us(w->env, 10 * 1000 * 1000);
+    assert_int_equal(w->v->stats.checkpoints, 1);
+    assert_int_equal(count(w, "/log/"), segments + 256);
+    assert_int_equal(count(w, "/map/"), 2);
+    assert_int_equal(count(w, "/manifest/"), manifests + 1);
+    close_volume(w);
+    w->finished = true;
+}
+
 /* Runs above the limit: merged, and never more than a few too many; at a close too. */
 static void bounded(void *arg) {
     struct world *w = arg;
@@ -362,6 +392,11 @@ static void test_parts_stay(void **state) {
     run_world(parts_stay);
 }
 
+static void test_requests(void **state) {
+    (void)state;
+    run_world(requests);
+}
+
 static void test_bounded(void **state) {
     (void)state;
     run_world(bounded);
@@ -376,7 +411,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_insertion),    cmocka_unit_test(test_barrier),
         cmocka_unit_test(test_half_covered), cmocka_unit_test(test_parts_stay),
-        cmocka_unit_test(test_bounded),      cmocka_unit_test(test_dropped),
+        cmocka_unit_test(test_bounded),      cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
