@@ -17,11 +17,11 @@
 #include <stdlib.h>
 
 #include "common/mutant.h"
-#include "portalbd/volume/gc_internal.h"
+#include "portalbd/volume/flatten.h"
 
 /* Does the root, or a run of it, name anything of another volume? Evacuated objects too: an entry
  * of theirs keeps a run from being read alone. */
-static bool needs_others(const struct gc *g) {
+bool gc_needs_others(const struct gc *g) {
     const struct volume *v = g->v;
     const struct root *root = &v->manifest.root;
     CHECK(v->run_count == root->run_count);
@@ -56,7 +56,7 @@ static int forget_pins(struct gc *g, struct err *e) {
     m.number++;
     m.held_pin_count = 0;
     m.depth = 0;
-    m.root.volume_count = 1; /* nothing names the others: needs_others */
+    m.root.volume_count = 1; /* nothing names the others: gc_needs_others */
     int rc = manifest_advance(v, &m, e);
     fiber_mutex_unlock(&v->manifest_mutex);
     return rc;
@@ -65,7 +65,7 @@ static int forget_pins(struct gc *g, struct err *e) {
 int gc_release_held_pins(struct gc *g, struct err *e) {
     struct volume *v = g->v;
     const struct manifest *m = &v->manifest;
-    if (m->held_pin_count == 0 || needs_others(g))
+    if (m->held_pin_count == 0 || gc_needs_others(g))
         return 0;
     uint64_t serial = v->read_serial;
     bool blocked = false;

@@ -17,6 +17,7 @@
  *     to an object that our newest stored manifest evacuates. */
 #include <stdlib.h>
 
+#include "portalbd/volume/flatten.h"
 #include "portalbd/volume/levels_plan.h"
 #include "portalbd/volume/run_merge.h"
 #include "portalbd/volume/volume_internal.h"
@@ -31,7 +32,8 @@ struct merge {
     struct list_node node;       /* on v->merges */
     struct run_reader **sources; /* owned, a reference each; newest first */
     size_t count;
-    bool stop; /* the volume is closing */
+    bool stop;     /* the volume is closing */
+    bool own_only; /* the result names no part of another volume */
 };
 
 /* --- the list --- */
@@ -189,7 +191,7 @@ static bool plan(const struct volume *v, bool only_fewer, struct level_plan *ret
 /* --- merging --- */
 
 static struct merge *merge_start(struct volume *v, const struct level_plan *p) {
-    CHECK(p->count >= 2 && p->first + p->count <= v->run_count);
+    CHECK(p->count >= 1 && p->first + p->count <= v->run_count);
     struct merge *m = NEW(struct merge);
     m->sources = xcalloc(p->count, sizeof(struct run_reader *));
     m->count = p->count;
@@ -245,6 +247,7 @@ static int merge_run(struct volume *v, struct merge *m, struct err *e) {
                                   .own = v->config.key,
                                   .shape = map_shape(v),
                                   .bottom = m->sources[m->count - 1] == v->runs[v->run_count - 1],
+                                  .own_parts_only = m->own_only,
                                   .evacuates = &v->manifest.root,
                                   .stop = &m->stop};
     int rc = run_merge(&o, m->sources, m->count, &run, &stats, e);
@@ -333,6 +336,17 @@ int levels_collapse(struct volume *v, struct err *e) {
         return rc;
     struct level_plan all = {0, v->run_count};
     return merge_finish(v, merge_start(v, &all), e);
+}
+
+int levels_rewrite(struct volume *v, struct err *e) {
+    CHECK(v->merge_barrier_age == 0);
+    int rc = levels_settle(v, false, e);
+    if (rc < 0 || v->run_count == 0 || !list_empty(&v->merges))
+        return rc;
+    struct level_plan all = {0, v->run_count};
+    struct merge *m = merge_start(v, &all);
+    m->own_only = true;
+    return merge_finish(v, m, e);
 }
 
 int levels_stop(struct volume *v, struct err *e) {
