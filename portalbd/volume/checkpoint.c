@@ -147,9 +147,15 @@ int checkpoint_now(struct volume *v, struct err *e) {
     return rc;
 }
 
+/* What is overwritten is seen to be garbage only after a checkpoint: a small volume would hold many
+ * times what lives in it. */
+static bool is_much_of_the_volume(const struct volume *v) {
+    return v->backlog_bytes >= MAX(v->config.checkpoint_bytes, gc_live_bytes(v->gc) / 8);
+}
+
 static bool is_due(const struct volume *v) {
     return v->state == VOL_OPEN &&
-           (v->backlog_segments >= v->config.checkpoint_segments ||
+           (v->backlog_segments >= v->config.checkpoint_segments || is_much_of_the_volume(v) ||
             memtable_count(v->active) >= v->config.checkpoint_extents || write_backlog_full(v));
 }
 

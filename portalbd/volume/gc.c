@@ -178,6 +178,10 @@ int gc_collect(struct gc *g, struct err *e) {
     return rc;
 }
 
+uint64_t gc_live_bytes(const struct gc *g) {
+    return g->live_bytes;
+}
+
 void gc_status(const struct gc *g, struct volume_status *ret) {
     ret->gc_objects = g->objects.count;
     ret->gc_bytes = g->objects.bytes;

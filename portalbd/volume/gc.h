@@ -22,4 +22,6 @@ void gc_fill_manifest(struct gc *g, struct manifest *m);
 void gc_at_close(struct gc *g);
 /* fiber. Everything that is owed: scrub, rounds until nothing more can be deleted. */
 int gc_collect(struct gc *g, struct err *e);
+/* Bytes of own objects that the runs name, as of the last look. */
+uint64_t gc_live_bytes(const struct gc *g);
 void gc_status(const struct gc *g, struct volume_status *ret);

@@ -25,7 +25,7 @@ struct gc {
     struct own_objects objects;
     uint16_t mark;
     size_t garbage, held; /* objects, as of the last sweep */
-    uint64_t garbage_bytes, held_bytes;
+    uint64_t garbage_bytes, held_bytes, live_bytes;
     struct small_segments small;     /* tables of those that this process stored */
     struct condemned_list condemned; /* of the round under way */
     struct pin_list pins;            /* whose needs these are: */

@@ -266,7 +266,7 @@ static void mark_tail(struct gc *g, const struct root *root) {
 static void sweep(struct gc *g, const struct gc_snapshot *s) {
     uint64_t next_seq = MUTANT("gc-above-next-seq") ? g->v->frontier : s->root.next_seq;
     g->garbage = g->held = 0;
-    g->garbage_bytes = g->held_bytes = 0;
+    g->garbage_bytes = g->held_bytes = g->live_bytes = 0;
     for (size_t i = 0; i < g->objects.slot_count; i++) {
         struct own_object *o = &g->objects.slots[i];
         if (o->state == OBJECT_NONE)
@@ -275,8 +275,10 @@ static void sweep(struct gc *g, const struct gc_snapshot *s) {
         bool judged = o->kind != OBJ_LOG || n.number < next_seq;
         if (o->state == OBJECT_LIVE && judged && o->mark != g->mark)
             o->state = OBJECT_GARBAGE;
-        if (o->state == OBJECT_LIVE)
+        if (o->state == OBJECT_LIVE) {
+            g->live_bytes += o->live;
             continue;
+        }
         *(o->state == OBJECT_HELD ? &g->held : &g->garbage) += 1;
         *(o->state == OBJECT_HELD ? &g->held_bytes : &g->garbage_bytes) += o->size;
     }

@@ -544,15 +544,18 @@ static int move_batch(struct move *m, bool *ret_moved, struct err *e) {
     }
     if (rc == 0 && !gc_must_stop(m->gc))
         rc = write_objects(m, e);
-    if (rc == -ERR_NOT_FOUND) { /* whoever deleted it, it was not us */
+    *ret_moved = false;
+    if (rc == 0 && !gc_must_stop(m->gc)) {
+        rc = install(m, e);
+        *ret_moved = rc == 0;
+    }
+    /* An object that we read, or one of ours before its lost answer was repeated: whoever deleted
+     * it, it was not us. */
+    if (rc == -ERR_NOT_FOUND || rc == -ERR_STALE) {
         struct err missing = *e;
         rc = read_explain_missing(m->v, missing.text, e);
     }
-    if (rc < 0 || gc_must_stop(m->gc))
-        return rc;
-    rc = install(m, e);
-    *ret_moved = rc == 0;
-    if (rc == 0) {
+    if (*ret_moved) {
         m->v->stats.gc_moves++;
         m->v->stats.gc_victims += m->victim_count;
     }

@@ -12,6 +12,7 @@ enum {
     SEGMENT_SIZE_DEFAULT_MAX = 8 * 1024 * 1024,
     CHECKPOINT_SEGMENTS_DEFAULT = 256,
     CHECKPOINT_EXTENTS_DEFAULT = 128 * 1024,
+    CHECKPOINT_BYTES_DEFAULT = 128 * 1024 * 1024,
     RUNS_MAX_DEFAULT = 8,
     GC_DELAY_DEFAULT_US = 2 * 1000 * 1000,
     GC_LIVE_PERCENT_DEFAULT = 55,
@@ -146,6 +147,7 @@ struct volume *volume_new(const struct volume_config *config) {
         c->checkpoint_segments ? c->checkpoint_segments : CHECKPOINT_SEGMENTS_DEFAULT;
     c->checkpoint_extents =
         c->checkpoint_extents ? c->checkpoint_extents : CHECKPOINT_EXTENTS_DEFAULT;
+    c->checkpoint_bytes = c->checkpoint_bytes ? c->checkpoint_bytes : CHECKPOINT_BYTES_DEFAULT;
     c->runs_max = c->runs_max ? c->runs_max : RUNS_MAX_DEFAULT;
     c->gc_live_percent = c->gc_live_percent ? c->gc_live_percent : GC_LIVE_PERCENT_DEFAULT;
     c->gc_move_bytes = c->gc_move_bytes ? c->gc_move_bytes : GC_MOVE_BYTES_DEFAULT;

@@ -56,6 +56,8 @@ struct volume_config {
     uint64_t segment_size; /* bytes at which a segment is cut; 0: min(8 MiB, journal_size / 8) */
     uint32_t checkpoint_segments; /* 0: 256 */
     uint32_t checkpoint_extents;  /* 0: 128k */
+    uint64_t checkpoint_bytes;    /* of segments, while the volume holds less than eight times as
+                                     much; then an eighth of it. 0: 128 MiB */
     uint32_t runs_max;            /* more runs than this are merged whatever it costs; 0: 8 */
     uint32_t map_part_size;       /* bytes of a part of the map, at most 8 MiB; 0: 8 MiB */
     uint32_t map_page_entries;    /* entries of its pages, at most; 0: as many as fit; for tests */

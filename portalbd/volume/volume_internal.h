@@ -124,6 +124,7 @@ struct volume {
     struct segment *window[2 * WINDOW]; /* by seq % (2 * WINDOW) */
     unsigned builds;
     uint64_t backlog_segments; /* cut since the last rotation (or in the tail at open) */
+    uint64_t backlog_bytes;    /* of segments stored since then */
     uint64_t frozen_segments;  /* the same of the frozen generation */
     bool rotate_wanted;
     struct list_node write_queue; /* bd_request.node: waiting for room, first come first served */

@@ -138,6 +138,7 @@ static void on_put(struct obj_request *req) {
         s->stored = true;
         uint64_t size = s->build.frames.len + s->build.tail.len + SEGMENT_HEADER_SIZE;
         v->stats.bytes_stored += size;
+        v->backlog_bytes += size;
         gc_note_segment(v->gc, s->seq, size, &s->build.table);
         volume_fill_disk_segment(v, s);
         buf_release(&s->build.frames); /* the frontier needs only the table, and may be far */
@@ -196,6 +197,7 @@ static void rotate(struct volume *v) {
     v->active = memtable_new();
     v->frozen_segments = v->backlog_segments;
     v->backlog_segments = 0;
+    v->backlog_bytes = 0;
 }
 
 static void cut(struct volume *v) {
