@@ -20,6 +20,7 @@ struct gc {
     bool running; /* the background fiber */
     bool again;   /* ... has more to do */
     bool stopped;
+    struct waitq stopping; /* fibers: resting */
     bool condemning; /* our own manifest is no reason to wake us */
     bool scrubbed;
     struct own_objects objects;
