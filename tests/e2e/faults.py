@@ -36,15 +36,15 @@ def store(what, **environment):
     subprocess.run([os.path.join(HERE, "s3.sh"), what], check=True, timeout=60, env={**os.environ, **environment})
 
 
-def says(name, *patterns):
+def says(kind, name, *patterns):
     """Waits until one event of an object matches all patterns; returns it."""
     def matching():
-        for text in events(name):
+        for text in events(kind, name):
             if all(re.search(p, text, re.I) for p in patterns):
                 return text
         return None
-    return wait_for(f"an event of {name} that says {' and '.join(patterns)}; there are:\n" +
-                    "\n".join(events(name)), matching, 120)
+    return wait_for(f"an event of {kind} {name} that says {' and '.join(patterns)}; there are:\n" +
+                    "\n".join(events(kind, name)), matching, 120)
 
 
 def shown(text):
@@ -58,13 +58,13 @@ class Faults:
             apply(claim(name, storage_class=f"faults-{name}"), pod(name, [name]))
 
     def wrong_keys(self):
-        return shown(says("keys", r"credentials|access key|signature|denied"))
+        return shown(says("PersistentVolumeClaim", "keys", r"credentials|access key|signature|denied"))
 
     def missing_bucket(self):
-        return shown(says("bucket", r"bucket", r"missing|no such|not exist"))
+        return shown(says("PersistentVolumeClaim", "bucket", r"bucket", r"missing|no such|not exist"))
 
     def unreachable(self):
-        return shown(says("endpoint", r"7999", r"refused|reach|connect"))
+        return shown(says("PersistentVolumeClaim", "endpoint", r"7999", r"refused|reach|connect"))
 
     def mend(self):
         install(with_pools(True))
@@ -79,7 +79,7 @@ class Faults:
         wait_for("nothing is attached to it", lambda: len(get("volumeattachments")) == 2, 60)
         store("stop")
         apply(pod("keys", ["keys"]))
-        return shown(says("keys", r"refused|reach|connect|store"))
+        return shown(says("Pod", "keys", r"refused|reach|connect"))
 
     def store_back(self):
         store("start")
@@ -95,7 +95,7 @@ class Faults:
         store("start", S3_SECRET=ROTATED)
         sh("keys", "(echo rotated >/keys/file; sync; touch /synced) >/dev/null 2>&1 &")
         apply(pod("bucket", ["bucket"]))
-        told = shown(says("bucket", r"403|credentials|signature|denied"))
+        told = shown(says("Pod", "bucket", r"403|credentials|signature|denied"))
         wait_for("the agent says it of the volume that is attached", lambda: "403" in in_agent("portalctl", "status"), 60)
         if "synced" in sh("keys", "ls /"):
             raise Failure("a store that refuses the keys has acknowledged a flush")
@@ -121,7 +121,7 @@ class Faults:
         for found in pods_of("node-agent"):
             delete("pod", found["metadata"]["name"], NAMESPACE)
         apply(pod("keys", ["keys"]))
-        told = says("keys", r"node agent", r"kubectl")
+        told = says("Pod", "keys", r"node agent", r"kubectl")
         return shown(told + " / " + wait_for("the agent's pod says why it ended", self.last_words, 60))
 
     @staticmethod

@@ -76,9 +76,10 @@ def wait_for(what, condition, limit=60):
         time.sleep(0.5)
 
 
-def events(name, namespace="default"):
+def events(kind, name, namespace="default"):
     """What the events of an object say, the newest last."""
-    text = kubectl("get", "events", "-n", namespace, "--field-selector", f"involvedObject.name={name}", "-o", "json")
+    text = kubectl("get", "events", "-n", namespace, "-o", "json", "--field-selector",
+                   f"involvedObject.name={name},involvedObject.kind={kind}")
     found = sorted(json.loads(text)["items"], key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
     return [f"{e['type']} {e['reason']}: {e['message']}" for e in found]
 
