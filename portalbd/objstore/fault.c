@@ -57,7 +57,7 @@ static bool applies(struct fault_store *l, struct live_rule *live, const struct 
     if ((r->times != 0 && live->used == r->times) || !matches(r, req))
         return false;
     live->matches++;
-    if (r->nth != 0 && live->matches != r->nth)
+    if ((r->nth != 0 && live->matches != r->nth) || live->matches <= r->after)
         return false;
     if (r->chance != 0 && env_random_u64(l->store.env) % 1000000 >= r->chance)
         return false;

@@ -21,6 +21,7 @@ struct fault_rule {
     const char
         *key_part;   /* only keys (of a DELETE: its first) that contain this; borrowed; NULL: all */
     uint64_t nth;    /* only the nth request that matches so far, from 1; 0: each */
+    uint64_t after;  /* only requests behind so many that match */
     unsigned chance; /* of 1,000,000; 0: always */
     unsigned times;  /* then the rule is used up; 0: never */
     int code;        /* FAIL, LOSE: -ERR_x; 0: -ERR_TRANSIENT */
