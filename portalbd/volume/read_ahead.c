@@ -22,7 +22,7 @@ enum {
     BUDGET_PART = 4,                        /* ... and of the cache: a quarter */
     WINDOW_MIN = 1024 * 1024 / SECTOR_SIZE, /* sectors of a first window */
     UNIT_MAX = 4 * 1024 * 1024 / SECTOR_SIZE,
-    WINDOW_UNITS = 4,        /* units that make a window */
+    WINDOW_UNITS = 8,        /* units that make a window: as many GETs side by side */
     WINDOW_READS = 4,        /* the first window, in READs */
     OPS_MAX = 32,            /* units under way */
     SLACK_READS = 16,        /* READs that may overtake each other */
