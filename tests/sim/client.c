@@ -261,6 +261,16 @@ static int do_write(struct daemon *d, uint64_t sector, uint64_t count) {
     return rc;
 }
 
+/* Many small extents, so that the map is larger than a part of it may be. */
+static void fill(struct daemon *d) {
+    struct sim *s = d->sim;
+    while (s->fill_left > 0 && !d->stop && !d->dead && !s->stopping && !s->quiet) {
+        uint64_t at = --s->fill_left; /* others fill too */
+        if (do_write(d, at * 2 % s->hot_sectors, 1) < 0)
+            return;
+    }
+}
+
 static int do_zero(struct daemon *d, enum bd_op op) {
     struct sim_world *w = &d->sim->world;
     uint64_t sector, count;
@@ -309,6 +319,16 @@ static int do_checkpoint(struct daemon *d) {
     return volume_checkpoint(d->volume, &e);
 }
 
+static int do_collect(struct daemon *d) {
+    struct err e = {0};
+    int rc = volume_collect(d->volume, &e);
+    d->sim->totals.collects += rc == 0;
+    struct volume_status st;
+    volume_status(d->volume, &st);
+    /* What it stopped for is told to the requests. */
+    return rc == -ERR_CANCELLED && st.health == VOLUME_HEALTH_FENCED ? -ERR_FENCED : rc;
+}
+
 static int do_grow(struct daemon *d) {
     struct model_volume *m = d->vol->model;
     uint64_t size = bd_size_bytes(volume_blockdev(d->volume));
@@ -329,9 +349,12 @@ static int do_grow(struct daemon *d) {
 static int do_call(struct daemon *d) {
     d->calls++;
     int rc;
-    switch (sim_below(&d->sim->world, 6)) {
+    switch (sim_below(&d->sim->world, 7)) {
     case 0:
         rc = do_grow(d);
+        break;
+    case 6:
+        rc = do_collect(d);
         break;
     case 1:
     case 2:
@@ -404,6 +427,8 @@ static void client_main(void *arg) {
     struct client *c = arg;
     struct daemon *d = c->d;
     struct sim *s = d->sim;
+    if (!d->snap)
+        fill(d);
     while (!d->stop && !s->stopping && c->refusals < REFUSALS_MAX) {
         uint64_t us = d->snap                      ? sim_between(&s->world, 1, 2000000)
                       : sim_chance(&s->world, 500) ? 0

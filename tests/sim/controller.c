@@ -9,12 +9,13 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "portalbd/catalog/fsck.h"
 #include "portalbd/objstore/retry.h"
 #include "tests/sim/sim.h"
 
 static const char *const task_names[TASK_KINDS] = {
-    "prepare",  "create",        "publish",         "unpublish", "expand", "delete",
-    "snapshot", "find snapshot", "delete snapshot", "restore",   "list",   "background",
+    "prepare",       "create",          "publish", "unpublish", "expand", "delete", "snapshot",
+    "find snapshot", "delete snapshot", "restore", "maintain",  "fsck",   "list",   "background",
 };
 
 static void node_name(char *to, size_t size, unsigned node) {
@@ -33,7 +34,8 @@ static bool is_expected(const struct task *t, int rc) {
     if (rc == -ERR_NOT_FOUND)
         return source_gone || snap_source_gone;
     if (rc == -ERR_IN_USE)
-        return t->kind == TASK_PUBLISH || t->kind == TASK_DELETE || t->kind == TASK_RESTORE;
+        return t->kind == TASK_PUBLISH || t->kind == TASK_DELETE || t->kind == TASK_RESTORE ||
+               t->kind == TASK_MAINTAIN;
     return false;
 }
 
@@ -422,6 +424,33 @@ static int run_background(struct task *t, struct err *e) {
     return rc;
 }
 
+/* portalctl gc of a volume that nobody has. */
+static int run_maintain(struct task *t, struct err *e) {
+    struct volume_maintained result;
+    int rc = catalog_volume_maintain(&t->controller->catalog, t->vol->id, &result, e);
+    t->controller->sim->totals.maintained += rc == 0;
+    return rc;
+}
+
+static void on_fsck_finding(void *arg, const struct fsck_finding *f) {
+    const struct task *t = arg;
+    struct sim *s = t->controller->sim;
+    sim_trace(&s->world, t->controller->proc.name, "fsck: %s: %s", f->key, f->text);
+    if (!t->controller->dead && (t->at_rest || f->kind == FSCK_DAMAGE))
+        sim_fail(s, "fsck says of %s: %s", f->key, f->text);
+}
+
+static int run_fsck(struct task *t, struct err *e) {
+    struct controller *c = t->controller;
+    struct fsck f = {.catalog = &c->catalog,
+                     .quick = !t->at_rest || sim_chance(&c->sim->world, 500),
+                     .on_finding = on_fsck_finding,
+                     .arg = t};
+    int rc = fsck_pool(&f, e);
+    c->sim->totals.fscks += rc == 0;
+    return rc;
+}
+
 /* The first task of a run: the pool and its nodes. */
 static int run_prepare(struct task *t, struct err *e) {
     struct controller *c = t->controller;
@@ -463,6 +492,10 @@ static int run(struct task *t, struct err *e) {
         return run_delete_snapshot(t, e);
     case TASK_RESTORE:
         return run_restore(t, e);
+    case TASK_MAINTAIN:
+        return run_maintain(t, e);
+    case TASK_FSCK:
+        return run_fsck(t, e);
     case TASK_LIST:
         return run_list(t, e);
     case TASK_BACKGROUND:
@@ -523,6 +556,22 @@ static bool is_gone(struct sim_proc *p) {
     return ((const struct controller *)p->owner)->tasks == 0;
 }
 
+struct objstore *store_stack(struct sim *s, struct objstore *below) {
+    if (s->hedging)
+        below = objstore_hedge_new(below, &s->hedge, NULL, NULL);
+    return objstore_retry_new(below, NULL);
+}
+
+uint64_t store_stack_hedges(const struct sim *s, const struct objstore *stack) {
+    if (!s->hedging)
+        return 0;
+    const struct hedge_state *h = objstore_hedge_state(objstore_retry_below(stack));
+    uint64_t n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(h->verbs); i++)
+        n += metrics_counter_get(&h->verbs[i].sent);
+    return n;
+}
+
 struct controller *controller_start(struct sim *s) {
     struct controller *c = NEW(struct controller);
     c->sim = s;
@@ -533,7 +582,7 @@ struct controller *controller_start(struct sim *s) {
     c->proc.on_kill = on_kill;
     c->proc.gone = is_gone;
     c->below = sim_store_open(s->bucket, &c->proc, name);
-    c->store = objstore_retry_new(c->below, NULL);
+    c->store = store_stack(s, c->below);
     catalog_init(&c->catalog, &c->proc.env, c->store, SIM_POOL);
     background_init(&c->background, &c->catalog);
     list_push_back(&s->controllers, &c->node);

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 
 #include "common/mem.h"
-#include "portalbd/objstore/retry.h"
 #include "tests/sim/sim.h"
 
 static void on_freed(void *arg) {
@@ -31,6 +30,7 @@ static void drop_volume(struct daemon *d) {
     t->gc_rounds += st.gc_rounds;
     t->gc_deleted += st.gc_objects_deleted;
     t->gc_moves += st.gc_moves;
+    t->parts_reused += st.map_parts_reused;
     t->cache_hits += st.cache_hits;
     t->cache_misses += st.cache_misses;
     t->flushes += st.flushes;
@@ -226,7 +226,7 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     d->proc.gone = is_gone;
     d->proc.describe = describe;
     d->below = sim_store_open(s->bucket, &d->proc, name);
-    d->store = objstore_retry_new(d->below, NULL);
+    d->store = store_stack(s, d->below);
     waitq_init(&d->changed);
     list_push_back(&s->daemons, &d->node);
     s->totals.daemons++;
@@ -267,6 +267,7 @@ void daemon_stop(struct daemon *d, bool close) {
 }
 
 static void daemon_release(struct daemon *d) {
+    d->sim->totals.hedges += store_stack_hedges(d->sim, d->store);
     if (d->snap)
         d->snap->users--;
     journals_let_go(d);

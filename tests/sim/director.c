@@ -126,6 +126,16 @@ static void act_restore(struct sim *s) {
                             .steal = sim_chance(&s->world, 700)});
 }
 
+static void act_maintain(struct sim *s) {
+    struct sim_volume *vol = pick_volume(s);
+    if (vol && !stays_home(s))
+        submit(s, (struct task){.kind = TASK_MAINTAIN, .vol = vol});
+}
+
+static void act_fsck(struct sim *s) {
+    submit(s, (struct task){.kind = TASK_FSCK});
+}
+
 static void act_read_snapshot(struct sim *s) {
     struct snap *snap = pick_snap(s, false);
     if (snap && count_daemons(s, snap->source, false) < READERS_MAX)
@@ -219,6 +229,8 @@ static void act(struct sim *s) {
         {40, act_delete_snapshot, "delete snapshot"},
         {60, act_read_snapshot, "read snapshot"},
         {40, act_restore, "restore"},
+        {25, act_maintain, "maintain"},
+        {4, act_fsck, "fsck"},
         {40, act_create, "create"},
         {30, act_delete, "delete"},
         {40, act_background, "background"},

@@ -37,6 +37,14 @@ static struct sim_faults draw_faults(struct sim_world *w, unsigned scale) {
     };
 }
 
+static void draw_hedging(struct sim *s) {
+    struct sim_world *w = &s->world;
+    s->hedging = sim_chance(w, 500);
+    s->hedge = (struct hedge_options){.floor_us = sim_skewed(w, 500, 20000),
+                                      .share = (unsigned)sim_between(w, 2, 20),
+                                      .samples = (unsigned)sim_skewed(w, 4, 64)};
+}
+
 static void draw_limits(struct sim *s) {
     struct sim_world *w = &s->world;
     s->limits = (struct volume_config){
@@ -47,10 +55,12 @@ static void draw_limits(struct sim *s) {
         .checkpoint_segments = (uint32_t)sim_skewed(w, 2, 60),
         .checkpoint_extents = (uint32_t)sim_skewed(w, 16, 4000),
         .runs_max = (uint32_t)sim_between(w, 1, 8),
+        .map_part_size = sim_chance(w, 300) ? 0 : 4096 * (uint32_t)sim_skewed(w, 2, 16),
         .gc_delay_us = sim_skewed(w, 1000, 3000000),
         .gc_live_percent = (uint32_t)sim_between(w, 30, 95),
         .gc_move_bytes = sim_skewed(w, 1, 4000000),
     };
+    draw_hedging(s);
     s->memory_mode_rate = sim_chance(w, 200) ? 1000 : (unsigned)sim_skewed(w, 20, 500);
     s->loyal = sim_chance(w, 500);
     if (s->loyal)
@@ -84,6 +94,11 @@ static void draw_spans(struct sim *s) {
     s->hot_sectors = (uint32_t)sim_between(w, 128, 768) * 8;
     if (sim_chance(w, 40)) /* so that one request may be larger than the journal */
         s->hot_sectors = 24 * 1024;
+    if (sim_chance(w, 60)) {
+        s->hot_sectors = 8 * 1024;
+        s->fill_left = (uint32_t)sim_between(w, 1000, 4000);
+        s->limits.map_part_size = 1; /* as small as there are */
+    }
     checker_add_span(&s->checker, 0, s->hot_sectors);
     uint64_t end =
         sim_chance(w, 200) ? VOLUME_SIZE_MAX / SECTOR_SIZE : UINT64_C(1) << sim_between(w, 16, 40);

@@ -172,6 +172,7 @@ void director_settle(struct sim *s) {
             sim_fail(s, "there is something to collect for ever");
     if (!checker_failed(&s->checker))
         audit_bucket(s);
+    do_task(s, c, (struct task){.kind = TASK_FSCK, .at_rest = true});
     while (!list_empty(&s->controllers))
         controller_kill(list_entry(s->controllers.next, struct controller, node));
 }

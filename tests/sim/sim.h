@@ -15,6 +15,7 @@
 
 #include "portalbd/catalog/background.h"
 #include "portalbd/catalog/catalog.h"
+#include "portalbd/objstore/hedge.h"
 #include "portalbd/volume/volume.h"
 #include "tests/sim/checker.h"
 #include "tests/sim/needs.h"
@@ -84,8 +85,9 @@ struct sim_totals {
     uint64_t respawns, resumes_fenced, nothing_lost_checked, replays, writes_replayed;
     uint64_t journals_set_aside, reserves_refused;
     uint64_t snapshots, clones, restores, deletes, read_only_opens, grows;
-    uint64_t checkpoints, merges, gc_rounds, gc_deleted, gc_moves, cache_hits, cache_misses,
-        flushes;
+    uint64_t collects, maintained, fscks, hedges;
+    uint64_t checkpoints, merges, gc_rounds, gc_deleted, gc_moves, parts_reused, cache_hits,
+        cache_misses, flushes;
     uint64_t writes_waited, window_full, blackouts, lists;
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;
@@ -195,7 +197,10 @@ struct sim {
     struct list_node volumes;
     struct list_node snaps;
     struct volume_config limits; /* of this run's daemons */
+    bool hedging;
+    struct hedge_options hedge;
     uint32_t hot_sectors;
+    uint32_t fill_left;  /* small writes with which the run begins */
     uint64_t size_bytes; /* of new volumes */
     unsigned client_count;
     unsigned write_weight, trim_weight, flush_weight;
@@ -300,6 +305,8 @@ enum task_kind {
     TASK_FIND_SNAPSHOT,
     TASK_DELETE_SNAPSHOT,
     TASK_RESTORE,
+    TASK_MAINTAIN,
+    TASK_FSCK,
     TASK_LIST,
     TASK_BACKGROUND,
     TASK_KINDS
@@ -314,6 +321,7 @@ struct task {
     bool steal;    /* PUBLISH; DELETE: force */
     bool start;    /* PUBLISH: start a daemon with what came out */
     uint64_t size_bytes;
+    bool at_rest; /* FSCK: nothing else goes on, so nothing at all may be found */
 };
 
 struct controller {
@@ -330,6 +338,10 @@ struct controller {
 };
 
 struct controller *controller_start(struct sim *s);
+/* What processes of this run have over their handle in the bucket. */
+struct objstore *store_stack(struct sim *s, struct objstore *below);
+/* Requests that were sent a second time. */
+uint64_t store_stack_hedges(const struct sim *s, const struct objstore *stack);
 void controller_kill(struct controller *c);
 /* Starts it in a fiber of the controller. The task is copied. */
 void controller_submit(struct controller *c, const struct task *t);

@@ -43,6 +43,11 @@ void sim_totals_show(const struct sim_totals *t, uint64_t runs) {
     SHOW(gc_rounds);
     SHOW(gc_deleted);
     SHOW(gc_moves);
+    SHOW(parts_reused);
+    SHOW(collects);
+    SHOW(maintained);
+    SHOW(fscks);
+    SHOW(hedges);
     SHOW(cache_hits);
     SHOW(cache_misses);
     SHOW(flushes);
