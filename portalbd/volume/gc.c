@@ -18,7 +18,9 @@
 enum {
     ROUNDS_MAX = 1024, /* of one pass */
     HIDDEN_SHARE = 5,  /* percent of what the bottom names: as much may stay hidden */
-    MAP_SHARE = 8,     /* the map may be one part in so many of what a merge may find */
+    DEBT_SHARE = 150,  /* percent of what is live: above it GC does not rest */
+    REST_US_MAX = 2 * 1000 * 1000,
+    MAP_SHARE = 8, /* the map may be one part in so many of what a merge may find */
 };
 
 static void on_timer(struct env_timer *timer);
@@ -28,6 +30,7 @@ struct gc *gc_new(struct volume *v) {
     g->v = v;
     g->timer.fn = on_timer;
     fiber_mutex_init(&g->mutex);
+    waitq_init(&g->stopping);
     own_objects_init(&g->objects);
     return g;
 }
@@ -85,6 +88,16 @@ static bool hides_much(const struct gc *g) {
            map <= above / MAP_SHARE;
 }
 
+/* fiber. Moving takes half of the time at most, so that requests of the volume's users find room at
+ * workers and store, unless garbage is about to win. */
+static int rest(struct gc *g, uint64_t worked_us, struct err *e) {
+    bool in_debt = g->objects.bytes / DEBT_SHARE > g->live_bytes / 100;
+    if (in_debt || gc_must_stop(g))
+        return 0;
+    int rc = waitq_wait_for(g->v->env, &g->stopping, MIN(worked_us, (uint64_t)REST_US_MAX));
+    return rc == -ERR_CANCELLED ? err_set(e, rc, "GC was cancelled") : 0;
+}
+
 /* fiber; g->mutex held. thorough: all that can be done, whether it is worth it or not. */
 static int pass(struct gc *g, bool thorough, struct err *e) {
     int rc = gc_find_garbage(g, e);
@@ -97,11 +110,14 @@ static int pass(struct gc *g, bool thorough, struct err *e) {
     if (rc == 0)
         rc = rounds(g, thorough, e);
     for (int i = 0; rc == 0 && moved && i < ROUNDS_MAX && !gc_must_stop(g); i++) {
+        uint64_t from = env_now_us(g->v->env);
         rc = gc_move(g, thorough, &moved, e);
         if (rc == 0 && moved)
             rc = gc_find_garbage(g, e);
         if (rc == 0 && moved)
             rc = rounds(g, thorough, e);
+        if (rc == 0 && moved && !thorough)
+            rc = rest(g, env_now_us(g->v->env) - from, e);
     }
     return rc == 0 && !gc_must_stop(g) ? gc_release_held_pins(g, e) : rc;
 }
@@ -147,6 +163,7 @@ void gc_wake(struct gc *g) {
 
 void gc_stop(struct gc *g) {
     g->stopped = true;
+    waitq_wake_all(&g->stopping);
     env_timer_stop(g->v->env, &g->timer);
 }
 
