@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "common/log.h"
+#include "portalbd/volume/flatten.h"
 #include "portalbd/volume/moving.h"
 
 enum {
@@ -118,6 +119,13 @@ static int pass(struct gc *g, bool thorough, struct err *e) {
             rc = rounds(g, thorough, e);
         if (rc == 0 && moved && !thorough)
             rc = rest(g, env_now_us(g->v->env) - from, e);
+    }
+    if (rc == 0 && !gc_must_stop(g))
+        rc = gc_flatten(g, &moved, e);
+    if (rc == 0 && moved && !gc_must_stop(g)) {
+        rc = gc_find_garbage(g, e);
+        if (rc == 0)
+            rc = rounds(g, thorough, e);
     }
     return rc == 0 && !gc_must_stop(g) ? gc_release_held_pins(g, e) : rc;
 }

@@ -57,9 +57,29 @@ void engine_write(struct pool_fixture *f, struct volume *v, uint64_t size_bytes,
     }
 }
 
+void engine_put(struct pool_fixture *f, struct volume *v, uint64_t off, uint64_t len,
+                const void *data) {
+    submit(f, v, BD_WRITE, off, len, data);
+}
+
 void engine_trim(struct pool_fixture *f, struct volume *v, uint64_t size_bytes) {
     submit(f, v, BD_TRIM, 0, size_bytes, NULL);
     submit(f, v, BD_FLUSH, 0, 0, NULL);
+}
+
+void engine_read(struct pool_fixture *f, struct volume *v, uint64_t off, uint64_t len, void *buf) {
+    enum { AT_ONCE = 128 * 1024 };
+    for (uint64_t done = 0; done < len; done += AT_ONCE) {
+        struct sync_request s = {.req = {.op = BD_READ,
+                                         .off = off + done,
+                                         .len = MIN(len - done, (uint64_t)AT_ONCE),
+                                         .read_buf = (uint8_t *)buf + done,
+                                         .done = on_done}};
+        fiber_done_init(&s.done);
+        if (!bd_submit(volume_blockdev(v), &s.req))
+            fiber_done_wait_always(f->env, &s.done);
+        CHECK(s.req.rc == 0);
+    }
 }
 
 static void on_freed(void *arg) {

@@ -3,6 +3,9 @@
  * garbage can go. */
 #include "tests/support/test.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+
 #include "portalbd/catalog/background.h"
 #include "portalbd/catalog/catalog_internal.h"
 #include "portalbd/catalog/fsck.h"
@@ -201,10 +204,236 @@ static void test_deaths(void **state) {
     assert_true(n > 15);
 }
 
+/* --- chains --- */
+
+enum { CHAIN = 12, FLAT_DEPTH = 8 };
+
+struct chain {
+    struct stage st;
+    char ids[CHAIN][ID_MAX];
+    uint8_t *image;
+};
+
+static uint32_t depth_of(struct stage *st, const char *id) {
+    struct err e;
+    struct volume_info i;
+    ok(catalog_volume_get(&st->f.catalog, id, &i, &e), &e);
+    uint32_t depth = i.depth;
+    volume_info_release(&i);
+    return depth;
+}
+
+static uint8_t *content(struct stage *st, const char *id) {
+    struct err e;
+    struct volume_info i;
+    uint8_t *image = xcalloc(1, SIZE);
+    ok(catalog_volume_publish(&st->f.catalog, id, "node-a", true, false, &i, &e), &e);
+    struct volume *v = engine_open(&st->f, &i.record.key, i.record.publish_epoch);
+    engine_read(&st->f, v, 0, SIZE, image);
+    engine_end(&st->f, v, true);
+    volume_info_release(&i);
+    ok(catalog_volume_unpublish(&st->f.catalog, id, "node-a", &e), &e);
+    return image;
+}
+
+/* Each a clone of the one before with some writes of its own. */
+static void chain(void *arg) {
+    struct chain *c = arg;
+    struct stage *st = &c->st;
+    struct err e;
+    struct volume_key key;
+    set_up(st);
+    memcpy(c->ids[0], st->clone, ID_MAX);
+    for (size_t i = 1; i < CHAIN; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "link-%zu", i);
+        create(st, name, c->ids[i - 1], c->ids[i]);
+        write_volume(st, c->ids[i], SIZE / 8, 3, &key);
+        CLEANUP_FREE uint8_t *before = content(st, c->ids[i]);
+        uint32_t depth = depth_of(st, c->ids[i]);
+        assert_true(depth >= 1 && depth <= FLAT_DEPTH);
+        ok(maintain(st, c->ids[i]), &st->err);
+        assert_int_equal(depth_of(st, c->ids[i]), depth == FLAT_DEPTH ? 0 : depth);
+        CLEANUP_FREE uint8_t *after = content(st, c->ids[i]);
+        assert_memory_equal(before, after, SIZE);
+    }
+    check(st);
+    /* The flat one outlives all that it came from, without any of their objects. */
+    for (size_t i = 0; i < FLAT_DEPTH - 1; i++)
+        ok(catalog_volume_delete(&st->f.catalog, c->ids[i], false, &e), &e);
+    ok(catalog_volume_delete(&st->f.catalog, st->source, false, &e), &e);
+    struct background b;
+    struct background_result r;
+    background_init(&b, &st->f.catalog);
+    for (size_t i = 0; i < CHAIN; i++)
+        ok(background_pass(&b, &r, &e), &e);
+    background_release(&b);
+    assert_int_equal(r.volumes_waiting, 0);
+    check(st);
+    CLEANUP_FREE uint8_t *still = content(st, c->ids[CHAIN - 1]);
+    assert_non_null(still);
+}
+
+static void test_chain(void **state) {
+    (void)state;
+    static struct chain c;
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        c = (struct chain){.st = {.rc = 0}};
+        pool_fixture_init(&c.st.f, seed);
+        pool_fixture_run(&c.st.f, chain, &c);
+        pool_fixture_release(&c.st.f);
+    }
+}
+
+/* It dies at every third request of the flattening, whose content is as before all the same. */
+static void deep(void *arg) {
+    struct chain *c = arg;
+    struct stage *st = &c->st;
+    struct volume_key key;
+    set_up(st);
+    memcpy(c->ids[0], st->clone, ID_MAX);
+    for (size_t i = 1; i < FLAT_DEPTH; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "link-%zu", i);
+        create(st, name, c->ids[i - 1], c->ids[i]);
+    }
+    write_volume(st, c->ids[FLAT_DEPTH - 1], SIZE / 8, 3, &key);
+    memcpy(st->clone, c->ids[FLAT_DEPTH - 1], ID_MAX);
+}
+
+static void flat(void *arg) {
+    struct chain *c = arg;
+    struct stage *st = &c->st;
+    check(st);
+    CLEANUP_FREE uint8_t *before = content(st, st->clone);
+    ok(maintain(st, st->clone), &st->err);
+    assert_int_equal(depth_of(st, st->clone), 0);
+    CLEANUP_FREE uint8_t *after = content(st, st->clone);
+    assert_memory_equal(before, after, SIZE);
+    assert_memory_equal(after, c->image, SIZE);
+    check(st);
+}
+
+static void remember(void *arg) {
+    struct chain *c = arg;
+    c->image = content(&c->st, c->st.clone);
+}
+
+static void test_chain_deaths(void **state) {
+    (void)state;
+    static struct chain c;
+    uint64_t n = 1;
+    for (bool through = false; !through; n += 3) {
+        c = (struct chain){.st = {.rc = 0}};
+        pool_fixture_init(&c.st.f, n);
+        pool_fixture_run(&c.st.f, deep, &c);
+        pool_fixture_run(&c.st.f, remember, &c);
+        struct fault_rule rule = {
+            .kind = n % 2 ? FAULT_HANG : FAULT_HANG_ANSWER, .nth = n, .times = 1};
+        objstore_fault_add(c.st.f.faults, &rule);
+        fiber_start(c.st.f.env, run_maintain, &c.st);
+        virtual_env_run(&c.st.f.venv);
+        through = c.st.ended;
+        fiber_cancel_all(c.st.f.env);
+        virtual_env_run(&c.st.f.venv);
+        assert_true(c.st.ended);
+        objstore_fault_clear(c.st.f.faults);
+        pool_fixture_run(&c.st.f, flat, &c);
+        free(c.image);
+        pool_fixture_release(&c.st.f);
+        assert_true(n < STEPS_MAX);
+    }
+    assert_true(n > 30);
+}
+
+/* --- flattening under writes --- */
+
+struct busy {
+    struct chain c;
+    struct volume *v;
+    bool collected;
+};
+
+static void collect(void *arg) {
+    struct busy *b = arg;
+    struct err e;
+    ok(volume_collect(b->v, &e), &e);
+    b->collected = true;
+}
+
+static void write_until_collected(void *arg) {
+    struct busy *b = arg;
+    struct stage *st = &b->c.st;
+    uint8_t data[4096];
+    for (int i = 0; i < 60 || !b->collected; i++) {
+        uint64_t off = env_random_u64(st->f.env) % (SIZE / sizeof data) * sizeof data;
+        env_random(st->f.env, data, sizeof data);
+        engine_put(&st->f, b->v, off, sizeof data, data);
+        memcpy(b->c.image + off, data, sizeof data);
+        fiber_sleep_us(st->f.env, 5000);
+    }
+}
+
+static void busy_deep(void *arg) {
+    struct busy *b = arg;
+    deep(&b->c);
+    remember(&b->c);
+}
+
+static void busy_start(void *arg) {
+    struct busy *b = arg;
+    struct err e;
+    struct volume_info i;
+    struct stage *st = &b->c.st;
+    ok(catalog_volume_publish(&st->f.catalog, st->clone, "node-a", false, false, &i, &e), &e);
+    b->v = engine_open(&st->f, &i.record.key, i.record.publish_epoch);
+    volume_info_release(&i);
+    fiber_start(st->f.env, collect, b);
+    fiber_start(st->f.env, write_until_collected, b);
+}
+
+static void busy_end(void *arg) {
+    struct busy *b = arg;
+    struct stage *st = &b->c.st;
+    struct err e;
+    ok(volume_collect(b->v, &e), &e); /* the tail, which its open left in the memtable, too */
+    engine_end(&st->f, b->v, true);
+    ok(catalog_volume_unpublish(&st->f.catalog, st->clone, "node-a", &e), &e);
+    ok(maintain(st, st->clone), &st->err);
+    assert_int_equal(depth_of(st, st->clone), 0);
+    CLEANUP_FREE uint8_t *after = content(st, st->clone);
+    assert_memory_equal(after, b->c.image, SIZE);
+    check(st);
+    free(b->c.image);
+}
+
+static void test_busy(void **state) {
+    (void)state;
+    static struct busy b;
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        b = (struct busy){.collected = false};
+        struct pool_fixture *f = &b.c.st.f;
+        pool_fixture_init(f, seed);
+        pool_fixture_run(f, busy_deep, &b);
+        struct fault_rule slow = {.kind = FAULT_DELAY, /* checkpoints come in between */
+                                  .verbs = 1u << OBJ_GET,
+                                  .key_part = b.c.st.source_key.text,
+                                  .delay_us_min = 100 * 1000,
+                                  .delay_us_max = 500 * 1000};
+        objstore_fault_add(f->delays, &slow);
+        pool_fixture_jitter(f);
+        fiber_start(f->env, busy_start, &b);
+        virtual_env_run(&f->venv);
+        pool_fixture_run(f, busy_end, &b);
+        pool_fixture_release(f);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_released),
-        cmocka_unit_test(test_deaths),
+        cmocka_unit_test(test_released), cmocka_unit_test(test_deaths),
+        cmocka_unit_test(test_chain),    cmocka_unit_test(test_chain_deaths),
+        cmocka_unit_test(test_busy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
