@@ -130,7 +130,8 @@ int catalog_volume_publish(struct catalog *c, const char *id, const char *node, 
 int catalog_volume_unpublish(struct catalog *c, const char *id, const char *node, struct err *e);
 
 /* Makes it at least size_bytes (rounded up) large: the record says so, and while no writer has it
- * open, also its manifest; else NodeExpandVolume has to go through the daemon: *ret_needs_node. A
+ * open, also its manifest; else NodeExpandVolume has to go through the daemon: *ret_needs_node. (A
+ * volume that no node has, and that is not closed all the same, is fenced off and grows here.) A
  * volume that is as large already, or larger: 0, nothing is written.
  * -ERR_NOT_FOUND; -ERR_INVALID: size 0; -ERR_NO_SPACE: above limit_bytes (0: none) or the format's.
  * Costs 4 to 9. */

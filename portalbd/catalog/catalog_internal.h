@@ -69,6 +69,10 @@ int catalog_finish_fencing(struct catalog *c, struct volume_record *r, struct er
 /* Is the newest manifest closed at the record's publish epoch? Then nobody writes, and nobody that
  * the record does not name will. A volume without content has nothing to fence: closed. Costs 2. */
 int catalog_is_closed(struct catalog *c, const struct volume_record *r, bool *ret, struct err *e);
+/* No node has the volume, but its newest manifest is not closed: of two controllers that fenced at
+ * the same time one died behind the other, or a maintenance did. Fences it off, with an epoch that
+ * the record names first. -ERR_STALE: read the record again. */
+int catalog_fence_abandoned(struct catalog *c, struct volume_record *r, struct err *e);
 /* What stands in the way of any change: finishes a fencing or restore that the record names, and
  * asks to start over with -ERR_STALE. 0: there is none. */
 int catalog_settle(struct catalog *c, struct volume_record *r, struct err *e);

@@ -63,14 +63,8 @@ static int maintain_once(struct catalog *c, const char *id, struct volume_mainta
                        "volume '%s' is published to node '%s', where its daemon sees to it", r.name,
                        r.node);
     rc = catalog_is_closed(c, &r, &closed, e);
-    if (rc == 0 && !closed) { /* I2 */
-        r.state = VOLUME_FENCING;
-        rc = volume_record_next_epoch(&r, e);
-        if (rc == 0)
-            rc = volume_record_advance(c, &r, e);
-        if (rc == 0)
-            rc = catalog_finish_fencing(c, &r, e);
-    }
+    if (rc == 0 && !closed) /* I2 */
+        rc = catalog_fence_abandoned(c, &r, e);
     if (rc == 0)
         rc = open_and_collect(c, &r, ret, e);
     return rc == -ERR_FENCED ? -ERR_STALE : rc; /* published, restored, deleted: look again */

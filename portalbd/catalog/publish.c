@@ -54,6 +54,18 @@ int catalog_settle(struct catalog *c, struct volume_record *r, struct err *e) {
     return rc < 0 ? rc : -ERR_STALE;
 }
 
+int catalog_fence_abandoned(struct catalog *c, struct volume_record *r, struct err *e) {
+    CHECK(r->node[0] == '\0');
+    int rc = catalog_settle(c, r, e);
+    if (rc < 0)
+        return rc;
+    r->state = VOLUME_FENCING;
+    rc = volume_record_next_epoch(r, e);
+    if (rc == 0)
+        rc = volume_record_advance(c, r, e);
+    return rc == 0 ? catalog_finish_fencing(c, r, e) : rc;
+}
+
 static int check_node(struct catalog *c, const char *node, struct err *e) {
     struct node_record n;
     int rc = catalog_node_get(c, node, &n, e);

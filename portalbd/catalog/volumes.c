@@ -406,6 +406,11 @@ static int expand_once(struct catalog *c, const char *id, uint64_t size, struct 
     rc = grow_while_closed(c, &r, &m, e);
     if (rc < 0)
         return rc;
+    if (m.size_bytes < r.size_bytes && r.node[0] == '\0') { /* not closed, and nobody is at it */
+        manifest_release(&m);
+        rc = catalog_fence_abandoned(c, &r, e);
+        return rc < 0 ? rc : -ERR_STALE;
+    }
     *ret_needs_node = m.size_bytes < r.size_bytes;
     volume_info_make(ret, c, &r, &m);
     manifest_release(&m);

@@ -169,6 +169,9 @@ static void expand(void *arg) {
                      -ERR_NO_SPACE);
     assert_int_equal(catalog_volume_expand(c, "x", GIB, 0, &v, &needs_node, &e), -ERR_NOT_FOUND);
 
+    ok(catalog_node_register(c, "node-a", "1", &e), &e);
+    ok(catalog_volume_publish(c, a.id, "node-a", false, false, &v, &e), &e);
+    volume_info_release(&v);
     pool_fixture_write(f, &a.record.key, 1, 1, false); /* a writer has it open */
     ok(catalog_volume_expand(c, a.id, 4 * GIB, 0, &v, &needs_node, &e), &e);
     assert_int_equal(v.size_bytes, 2 * GIB);
@@ -182,6 +185,29 @@ static void expand(void *arg) {
 
 static void test_expand(void **state) {
     in_fiber(state, expand);
+}
+
+/* No node has it, but it is not closed: what a controller left that died while another one fenced
+ * too. Whoever meets it closes it, with an epoch of its own. */
+static void expand_abandoned(void *arg) {
+    struct pool_fixture *f = arg;
+    struct catalog *c = &f->catalog;
+    struct err e;
+    struct volume_info a = create(f, "a", GIB), v;
+    bool needs_node;
+    pool_fixture_write(f, &a.record.key, 1, 1, false);
+    ok(catalog_volume_expand(c, a.id, 2 * GIB, 0, &v, &needs_node, &e), &e);
+    assert_int_equal(v.size_bytes, 2 * GIB);
+    assert_false(needs_node);
+    assert_true(v.closed);
+    assert_int_equal(v.record.state, VOLUME_READY);
+    assert_true(v.record.publish_epoch > a.record.publish_epoch);
+    volume_info_release(&v);
+    volume_info_release(&a);
+}
+
+static void test_expand_abandoned(void **state) {
+    in_fiber(state, expand_abandoned);
 }
 
 static void lists(void *arg) {
@@ -329,6 +355,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_parameters_count, setup, teardown),
         cmocka_unit_test_setup_teardown(test_delete_and_create_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_expand, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_expand_abandoned, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lists, setup, teardown),
         cmocka_unit_test_setup_teardown(test_clones, setup, teardown),
         cmocka_unit_test_setup_teardown(test_too_deep, setup, teardown),
