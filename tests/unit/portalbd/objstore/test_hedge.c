@@ -198,7 +198,7 @@ static void test_share(void **state) {
         for (int k = i; k < i + 20; k++) {
             char key[16];
             snprintf(key, sizeof key, "k%d", k);
-            start(&many[k], OBJ_PUT, key, key);
+            start(&many[k], OBJ_PUT, key, "nonce");
         }
         virtual_env_run(&f.v);
         for (int k = i; k < i + 20; k++)
