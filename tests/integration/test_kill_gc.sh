@@ -17,17 +17,22 @@ ctl() { AWS_ENDPOINT_URL=$direct portalctl "${store[@]}" --run-dir "$WORK/none" 
 ctl pool create >/dev/null
 ctl volume create v --size 64M >/dev/null
 
-# Snapshots come and go; some get a clone, and some clones one of their own.
+# Snapshots come and go; some get a clone, and some clones one of their own. The same names again and again; a
+# deleted clone leaves a few small objects for ever, so they are fewer.
 churn() {
-    local i=0
+    local i=0 n
     while [ ! -e "$WORK/enough" ]; do
-        i=$((i + 1))
-        ctl snapshot create v "s$i" >/dev/null
-        [ $((i % 3)) -ne 0 ] || ctl volume clone "v@s$i" "c$i" >/dev/null
-        [ $((i % 6)) -ne 0 ] || ctl volume clone "c$i" "d$i" >/dev/null
-        [ $i -le 4 ] || ctl snapshot delete "v@s$((i - 4))"
-        [ $i -le 6 ] || [ $((i % 3)) -ne 0 ] || ctl volume delete "c$((i - 6))"
-        [ $i -le 12 ] || [ $((i % 6)) -ne 0 ] || ctl volume delete "d$((i - 12))"
+        i=$((i + 1)) n=$((i % 5))
+        ! ctl snapshot show "v@s$n" >/dev/null 2>&1 || ctl snapshot delete "v@s$n"
+        ctl snapshot create v "s$n" >/dev/null
+        if [ $((i % 7)) -eq 0 ]; then
+            n=$((i / 7 % 3))
+            for name in "d$n" "c$n"; do
+                ! ctl volume show $name >/dev/null 2>&1 || ctl volume delete $name
+            done
+            ctl volume clone "v@s$((i % 5))" "c$n" >/dev/null
+            [ $((i % 2)) -ne 0 ] || ctl volume clone "c$n" "d$n" >/dev/null
+        fi
         sleep 0.5
     done
 }
