@@ -21,7 +21,7 @@ struct gc {
     bool again;   /* ... has more to do */
     bool stopped;
     struct waitq stopping; /* fibers: resting */
-    bool condemning; /* our own manifest is no reason to wake us */
+    bool condemning;       /* our own manifest is no reason to wake us */
     bool scrubbed;
     struct own_objects objects;
     uint16_t mark;

@@ -317,8 +317,8 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     stats = stats ? stats : &none;
     *stats = (struct run_merge_stats){0};
     struct run_reader *last = sources[source_count - 1];
-    bool level = o->bottom && !o->own_parts_only && source_count > 1 &&
-                 is_large(run_reader_index(last));
+    bool level =
+        o->bottom && !o->own_parts_only && source_count > 1 && is_large(run_reader_index(last));
     CLEANUP(merge_release)
     struct merge m = {
         .sources = xcalloc(source_count, sizeof *m.sources),

@@ -13,7 +13,7 @@ struct run_merge_options {
      * from a hole in BLOCK_STATUS), and the last source's parts that no other source touches become
      * parts of the result unread. */
     bool bottom;
-    bool own_parts_only; /* parts of others are read, too: the result names none of them */
+    bool own_parts_only;          /* parts of others are read, too: the result names none of them */
     const struct root *evacuates; /* NULL: none. Entries of objects that this root, stored in our
                                      newest manifest, evacuates are dropped. Used before the first
                                      wait only */
