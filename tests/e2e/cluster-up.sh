@@ -194,6 +194,8 @@ s3_answers() {
 
 [ "$(id -u)" = 0 ] || die "namespaces, mounts and cgroups want root"
 mkdir -p "$LOGS"
+[ "$(df --output=avail -BG "$E2E_CACHE" | tail -n 1 | tr -dc 0-9)" -ge "$DISK_GIB" ] ||
+    die "less than $DISK_GIB GiB are free at $E2E_CACHE: everything that volumes write lies there"
 exec 9>"$E2E_CACHE/lock"
 flock -n 9 || die "another one is at it"
 if node_pid >/dev/null; then

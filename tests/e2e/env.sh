@@ -29,6 +29,10 @@ NGINX=1.14-4
 PAUSE=3.10.1
 export KUBERNETES ETCD PROVISIONER ATTACHER RESIZER SNAPSHOTTER HELM AGNHOST BUSYBOX DNSUTILS NGINX PAUSE
 
+# What the tests write at most, and then some.
+DISK_GIB=20
+export DISK_GIB
+
 # The node, and the one S3 server in its network.
 NODE=node1
 NODE_IP=10.250.0.1
