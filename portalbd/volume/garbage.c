@@ -9,6 +9,8 @@
 
 #include <stdlib.h>
 
+enum { SORT_AT = 64 * 1024 }; /* needed objects, before what is there twice goes */
+
 /* --- what a volume's prefix holds --- */
 
 static bool in_folder(const char *key, size_t prefix_len, const char *folder) {
@@ -156,10 +158,21 @@ static int compare_ranges(const void *a, const void *b) {
     return x->first < y->first ? -1 : x->first > y->first;
 }
 
-/* Sorts, and joins ranges that touch, so that a search needs to look at one. */
+static void sort_ids(struct pin_needs *n) {
+    if (n->id_count == 0)
+        return;
+    qsort(n->ids, n->id_count, sizeof *n->ids, compare_ids);
+    size_t last = 0;
+    for (size_t i = 1; i < n->id_count; i++)
+        if (!random_id_equal(&n->ids[i], &n->ids[last]))
+            n->ids[++last] = n->ids[i];
+    n->id_count = last + 1;
+}
+
+/* Sorts, drops what is there twice, and joins ranges that touch, so that a search needs to look at
+ * one. */
 static void needed_sort(struct pin_needs *n) {
-    if (n->id_count > 0)
-        qsort(n->ids, n->id_count, sizeof *n->ids, compare_ids);
+    sort_ids(n);
     if (n->log_count == 0)
         return;
     qsort(n->log, n->log_count, sizeof *n->log, compare_ranges);
@@ -325,8 +338,14 @@ int pin_needs_load(struct pin_needs *n, struct objstore *s, const struct volume_
     *ret_blocked = false;
     *ret_real = 0;
     int rc = load_roots(n, s, v, pins, ret_blocked, ret_real, e);
-    for (size_t i = 0; rc == 0 && !*ret_blocked && i < n->run_count; i++)
+    size_t sorted = 0;
+    for (size_t i = 0; rc == 0 && !*ret_blocked && i < n->run_count; i++) {
         rc = load_run(n, s, v, &n->runs[i], e);
+        if (n->log_count + n->id_count <= 2 * sorted + SORT_AT)
+            continue;
+        needed_sort(n); /* runs of one volume name mostly the same */
+        sorted = n->log_count + n->id_count;
+    }
     if (rc == -ERR_NOT_FOUND) {
         *ret_blocked = true;
         rc = 0;
