@@ -8,6 +8,7 @@
 #include "portalbd/catalog/catalog_internal.h"
 #include "portalbd/catalog/fsck.h"
 #include "portalbd/catalog/inspect.h"
+#include "portalbd/volume/run_writer.h"
 #include "tests/support/engine_writer.h"
 #include "tests/support/pool_test.h"
 
@@ -94,7 +95,7 @@ static void tell(struct pool_fixture *f, struct story *s) {
 struct findings {
     size_t count;
     char keys[256][KEY_MAX];
-    char texts[256][128];
+    char texts[256][ERR_TEXT_MAX];
 };
 
 static void on_finding(void *arg, const struct fsck_finding *f) {
@@ -239,6 +240,125 @@ static void test_every_object(void **state) {
     pool_fixture_run(*state, every_object, *state);
 }
 
+/* --- contradictions --- */
+
+enum lie { NO_LIE, OTHER_SECTOR, NO_FRAME, OTHER_LENGTH, BEHIND_OBJECT, LIES };
+
+/* A run of one entry, about the first frame of a segment, on top of the volume's runs. */
+static void lay_run(struct pool_fixture *f, const struct volume_key *v, enum lie lie) {
+    struct err e;
+    struct manifest m;
+    ok(manifest_newest(f->store, v, &m, &e), &e);
+    struct segment_meta meta;
+    struct segment_table t = {0};
+    size_t need, i = 0;
+    uint64_t seq = 0, size = 0;
+    struct view body;
+    const char *key;
+    char log[KEY_MAX];
+    key_log_prefix(log, v);
+    for (size_t k = 0; seq == 0 && memory_store_at(f->memory, k, &key, &body); k++) {
+        if (!strstr(key, log) || body.len == SEGMENT_FENCE_SIZE)
+            continue;
+        ok(key_parse_log(key, &seq), &e);
+        ok(segment_decode_tail(body, body.len, &meta, &t, &need, &e), &e);
+        size = body.len;
+    }
+    while (t.extents[i].kind != EXTENT_DATA)
+        i++;
+    const struct segment_extent *x = &t.extents[i];
+    uint16_t len = t.lens[x->first_len];
+    struct map_entry entry = {.sector = x->sector + (lie == OTHER_SECTOR),
+                              .count = 1,
+                              .kind = EXTENT_DATA,
+                              .len_count = 1,
+                              .off = lie == BEHIND_OBJECT ? (uint32_t)size - 20
+                                                          : x->off + (lie == NO_FRAME),
+                              .ref = {.kind = OBJ_LOG, .seq = seq},
+                              .lens = &len};
+    len = (uint16_t)(len - (lie == OTHER_LENGTH));
+    struct run_writer *w = run_writer_new(f->env, f->store, v, (struct run_shape){0});
+    struct root_run run;
+    ok(run_writer_add(w, &entry, v, &e), &e);
+    ok(run_writer_finish(w, &run, &e), &e);
+    run_writer_free(w);
+    run.age = m.root.next_seq;
+    m.root.runs = xrealloc(m.root.runs, (m.root.run_count + 1) * sizeof *m.root.runs);
+    memmove(m.root.runs + 1, m.root.runs, m.root.run_count++ * sizeof *m.root.runs);
+    m.root.runs[0] = run;
+    m.number++;
+    ok(manifest_put(f->store, v, &m, &e), &e);
+    segment_table_release(&t);
+    manifest_release(&m);
+}
+
+static void told(const struct findings *l, const char *text) {
+    for (size_t i = 0; i < MIN(l->count, ARRAY_LEN(l->texts)); i++)
+        if (strstr(l->texts[i], text))
+            return;
+    fail_msg("'%s' is not told, but '%s'", text, l->count > 0 ? l->texts[0] : "");
+}
+
+static void contradictions(void *arg) {
+    static const char *const texts[LIES] = {[OTHER_SECTOR] = "holds other sectors",
+                                            [NO_FRAME] = "no such frame",
+                                            [OTHER_LENGTH] = "no such frame",
+                                            [BEHIND_OBJECT] = "behind its object"};
+    struct pool_fixture *f = arg;
+    struct story s;
+    static struct findings l;
+    struct err e;
+    struct volume_info i;
+    struct manifest m;
+    char source[ID_MAX];
+    tell(f, &s);
+    for (int lie = 0; lie < LIES; lie++) {
+        char name[16];
+        snprintf(name, sizeof name, "lie-%d", lie);
+        create(f, name, NULL, source);
+        write_volume(f, source, 10);
+        ok(catalog_volume_get(&f->catalog, source, &i, &e), &e);
+        lay_run(f, &i.record.key, (enum lie)lie);
+        struct fsck_result r = check(f, source, false, &l);
+        assert_int_equal(r.damaged > 0, lie != NO_LIE);
+        if (texts[lie])
+            told(&l, texts[lie]);
+        volume_info_release(&i);
+    }
+
+    /* A manifest that was opened with an epoch that nobody gave out. */
+    ok(catalog_volume_get(&f->catalog, s.clone, &i, &e), &e);
+    ok(manifest_newest(f->store, &i.record.key, &m, &e), &e);
+    m.number++;
+    m.epoch += UINT64_C(1) << 32;
+    ok(manifest_put(f->store, &i.record.key, &m, &e), &e);
+    assert_true(check(f, s.clone, true, &l).damaged > 0);
+    told(&l, "was opened with");
+
+    /* The pin that protects what the clone needs of its source. */
+    char key[KEY_MAX];
+    assert_int_equal(m.held_pin_count, 1);
+    key_pin_root(key, &m.held_pins[0].volume, &m.held_pins[0].pin);
+    assert_true(memory_store_remove(f->memory, key));
+    assert_true(check(f, s.clone, true, &l).damaged > 0);
+    told(&l, "needs what it holds");
+    manifest_release(&m);
+    volume_info_release(&i);
+
+    /* Nobody has ever heard of this volume. */
+    struct volume_key stranger;
+    struct random_id id = {.bytes = {1}};
+    id_format_key(&stranger, ID_VOLUME, "0123456789abcdef0123456789abcdef", 1);
+    key_map(key, &stranger, &id);
+    ok(objstore_put(f->store, key, view_of_str("x"), NULL, &e), &e);
+    assert_int_equal(check(f, NULL, true, &l).leaked, 1);
+    told(&l, "no record has ever named");
+}
+
+static void test_contradictions(void **state) {
+    pool_fixture_run(*state, contradictions, *state);
+}
+
 /* --- any object, readable --- */
 
 static void described(void *arg) {
@@ -351,6 +471,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_healthy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_object, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_contradictions, setup, teardown),
         cmocka_unit_test_setup_teardown(test_described, setup, teardown),
         cmocka_unit_test(test_live),
     };
