@@ -591,6 +591,8 @@ struct controller *controller_start(struct sim *s) {
 }
 
 void controller_kill(struct controller *c) {
+    if (c->sim->ambushed == &c->proc)
+        c->sim->ambushed = NULL;
     scenarios_at_kill(c->sim, &c->proc);
     sim_trace(&c->sim->world, c->proc.name, "KILLED");
     sim_proc_kill(&c->proc);

@@ -142,7 +142,8 @@ static void act_read_snapshot(struct sim *s) {
         daemon_start_read_only(s, snap);
 }
 
-static void create_volume(struct sim *s, struct snap *from_snap, struct sim_volume *from_volume) {
+static struct sim_volume *create_volume(struct sim *s, struct snap *from_snap,
+                                        struct sim_volume *from_volume) {
     struct sim_volume *vol = NEW(struct sim_volume);
     name_format(vol->name, sizeof vol->name, "v", s->next_number++);
     vol->from_snap = from_snap;
@@ -150,6 +151,7 @@ static void create_volume(struct sim *s, struct snap *from_snap, struct sim_volu
     vol->size_bytes = from_snap || from_volume ? 0 : s->size_bytes;
     list_push_back(&s->volumes, &vol->node);
     submit(s, (struct task){.kind = TASK_CREATE, .vol = vol});
+    return vol;
 }
 
 static void act_create(struct sim *s) {
@@ -164,6 +166,43 @@ static void act_delete(struct sim *s) {
     if (vol && count_volumes(s) >= 2 && sim_chance(&s->world, 500) && !stays_home(s))
         submit(s,
                (struct task){.kind = TASK_DELETE, .vol = vol, .steal = sim_chance(&s->world, 600)});
+}
+
+static bool wait_for(struct sim *s, const struct sim_volume *vol, enum existence state) {
+    for (int i = 0; i < 100 && vol->state != state; i++)
+        if (!director_pause(s, 5000))
+            return false;
+    return vol->state == state;
+}
+
+/* A pin is handed over: a snapshot is deleted as soon as its clone is there. */
+static void act_hand_over(struct sim *s) {
+    struct snap *snap = pick_snap(s, false);
+    if (!snap || snap->makers > 0 || count_volumes(s) >= VOLUMES_LIVE_MAX)
+        return;
+    struct sim_volume *clone = create_volume(s, snap, NULL);
+    if (wait_for(s, clone, LIVE) && snap->state == LIVE && snap->makers == 0)
+        submit(s, (struct task){.kind = TASK_DELETE_SNAPSHOT, .snap = snap});
+}
+
+/* A snapshot is deleted, and maintenance collects, while its restorer sleeps. */
+static void act_restore_race(struct sim *s) {
+    struct snap *snap = pick_snap(s, false);
+    if (!snap || snap->source->state != LIVE || snap->makers > 0 || stays_home(s))
+        return;
+    struct controller *restorer = controller_start(s);
+    s->ambushed = &restorer->proc;
+    s->ambush = (struct sore_spot){.verb = OBJ_GET, .part = "/pins/"};
+    struct task t = {.kind = TASK_RESTORE, .vol = snap->source, .snap = snap, .steal = true};
+    submit(s, (struct task){.kind = TASK_MAINTAIN, .vol = snap->source});
+    controller_submit(restorer, &t);
+    for (int i = 0; i < 100 && s->ambushed == &restorer->proc; i++)
+        if (!director_pause(s, 5000))
+            return;
+    if (snap->state != LIVE || snap->makers > 0)
+        return;
+    submit(s, (struct task){.kind = TASK_DELETE_SNAPSHOT, .snap = snap});
+    submit(s, (struct task){.kind = TASK_MAINTAIN, .vol = snap->source});
 }
 
 static void act_background(struct sim *s) {
@@ -230,6 +269,8 @@ static void act(struct sim *s) {
         {60, act_read_snapshot, "read snapshot"},
         {40, act_restore, "restore"},
         {25, act_maintain, "maintain"},
+        {20, act_hand_over, "hand over"},
+        {20, act_restore_race, "restore race"},
         {4, act_fsck, "fsck"},
         {40, act_create, "create"},
         {30, act_delete, "delete"},

@@ -238,6 +238,20 @@ static bool is_condemned(const struct guard *g, const char *key) {
     return false;
 }
 
+struct own_need {
+    const struct manifest *m;
+    char key[KEY_MAX]; /* needed and condemned; "" while there is none */
+};
+
+static void look_if_condemned(void *arg, const char *key) {
+    struct own_need *o = arg;
+    for (size_t i = 0; i < o->m->condemned_count; i++) {
+        struct condemned c = {.volume = o->m->root.volumes[0], .range = o->m->condemned[i]};
+        if (condemns(&c, key))
+            snprintf(o->key, sizeof o->key, "%s", key);
+    }
+}
+
 /* --- what must not happen --- */
 
 static bool in_folder(const char *key, const char *folder) {
@@ -301,6 +315,11 @@ static void check_new_manifest(struct sim *s, const struct sim_effect *x) {
     if (!read_manifest(s, x->key, x->body, &m))
         return;
     note_condemned(s->guard, &m);
+    struct own_need o = {.m = &m};
+    if (m.condemned_count > 0)
+        needs_for_each(&s->guard->needs, &m.root, look_if_condemned, &o, NULL);
+    if (o.key[0] != '\0')
+        sim_fail(s, "I7: %s of %s condemns %s, which its own root needs", x->key, x->client, o.key);
     manifest_release(&m);
     char folder[KEY_MAX];
     const char *newest;

@@ -34,6 +34,7 @@ static struct sim_faults draw_faults(struct sim_world *w, unsigned scale) {
         .short_body = draw_rate(w, 20 * scale),
         .short_page = draw_rate(w, 100 * scale),
         .torn_page = draw_rate(w, 100 * scale),
+        .torn_pins = draw_rate(w, 500),
     };
 }
 
@@ -124,6 +125,8 @@ static void leave_out(struct sim *s) {
             [WITHOUT_SHORT_PAGE] = &both[i]->short_page,
             [WITHOUT_TORN_PAGE] = &both[i]->torn_page,
         };
+        if (plan_is_without(p, WITHOUT_TORN_PAGE))
+            both[i]->torn_pins = 0;
         for (int k = 0; k <= WITHOUT_TORN_PAGE; k++)
             if (plan_is_without(p, (enum plan_without)k))
                 *rates[k] = 0;

@@ -188,6 +188,8 @@ struct sim {
     struct sim_bucket *bucket;
     struct sim_faults calm, storm;
     struct sore_spot spots[2];
+    struct sore_spot ambush; /* once, for this process: */
+    struct sim_proc *ambushed;
     struct checker checker;
     struct guard *guard; /* owned */
     struct sim_totals totals;

@@ -316,7 +316,10 @@ static void on_effect(struct env_timer *timer) {
     o->effected = !more_of_page;
     if (o->effects > 0) {
         b->stats.duplicates += !more_of_page;
-        uint64_t us = more_of_page ? b->faults.latency_us_max : b->faults.late_us_max;
+        bool pins = more_of_page && strstr(o->key, "/pins/");
+        uint64_t us = pins           ? b->faults.slow_us_max
+                      : more_of_page ? b->faults.latency_us_max
+                                     : b->faults.late_us_max;
         sim_timer_start(b->world, &o->effect, sim_skewed(b->world, 1, us));
     }
     op_free_if_over(o);
@@ -415,7 +418,8 @@ static void draw(struct op *o) {
     if (o->verb == OBJ_LIST && o->effects > 0) {
         if (sim_chance(w, f->short_page))
             o->keys_max = (unsigned)sim_skewed(w, 1, o->keys_max);
-        if (o->keys_max > 1 && sim_chance(w, f->torn_page)) {
+        bool pins = strstr(o->key, "/pins/") != NULL;
+        if (o->keys_max > 1 && sim_chance(w, pins ? f->torn_pins : f->torn_page)) {
             o->torn_at = sim_skewed(w, 1, MIN(o->keys_max - 1, 40u));
             o->effects = 2;
         }

@@ -22,6 +22,7 @@ struct sim_faults {          /* chances per mille, of a request */
     unsigned short_body; /* GET: the body breaks off */
     unsigned short_page; /* LIST: fewer keys than asked for, and more to come */
     unsigned torn_page;  /* LIST: the second half of the page is read later than the first */
+    unsigned torn_pins;  /* ... the same of pins, up to slow_us_max later */
 };
 
 /* What happens to an object, told to an observer: after a PUT, before a DELETE. */

@@ -118,6 +118,10 @@ static void fall_asleep(struct sim *s, struct sim_proc *p, const struct sore_spo
 static void on_submit(void *arg, struct sim_proc *p, enum obj_verb verb, const char *key) {
     struct sim *s = arg;
     scenarios_at_submit(s, p, verb, key);
+    if (p == s->ambushed && verb == s->ambush.verb && strstr(key, s->ambush.part)) {
+        s->ambushed = NULL;
+        fall_asleep(s, p, &s->ambush);
+    }
     for (size_t i = 0; !s->stopping && i < ARRAY_LEN(s->spots); i++) {
         const struct sore_spot *spot = &s->spots[i];
         if (spot->part && verb == spot->verb && strstr(key, spot->part) &&
