@@ -3,6 +3,7 @@
 #include "tests/support/test.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "portalbd/catalog/catalog_internal.h"
 #include "tests/support/pool_test.h"
@@ -145,6 +146,7 @@ static void condemn_everything(struct pool_fixture *f, const struct volume_key *
     struct manifest m;
     ok(manifest_newest(f->store, v, &m, &e), &e);
     m.number++;
+    free(m.condemned);
     m.condemned = NEW(struct condemned_range);
     m.condemned[0] = (struct condemned_range){.kind = OBJ_LOG, .first = 1, .count = 1000};
     m.condemned_count = 1;
