@@ -210,7 +210,7 @@ mutants:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/mutants MUTANTS=1 $(patsubst $(BUILD)/%,$(BUILD)/mutants/%,$(SIM)) \
 		$(if $(filter portalbd,$(PROGRAMS)),$(BUILD)/mutants/bin/portalbd)
 
-.PHONY: tests-build test test-unit test-sim test-integration test-kernel model sanity asan tsan bench
+.PHONY: tests-build test test-unit test-sim test-integration test-kernel model sanity asan tsan coverage coverage-run bench
 tests-build: $(TEST_BINS) $(TEST_TOOLS) $(SIM) replays
 test: all tests-build mutants $(BUILD)/tools/ready $(GO_TOOLS) ## every test
 	@$(RUN_TESTS) $(if $(SEED),$(SIM_RUN),$(SIM_NEW)) $(SIM_MUTANTS) $(SANITY) $(CHART_TESTS) $(INTEGRATION) \
@@ -231,6 +231,15 @@ asan: ## every test under the address and undefined behaviour sanitizers, in bui
 	@$(MAKE) --no-print-directory BUILD=build-asan SAN=address,undefined test
 tsan: ## unit tests under the thread sanitizer, in build-tsan
 	@$(MAKE) --no-print-directory BUILD=build-tsan SAN=thread test-unit
+COVERAGE_TESTS := $(filter $(addprefix $(BUILD)/tests/,$(foreach r,volume format objstore catalog cache,unit/portalbd/$(r)/%) \
+	golden/% sim/% conformance/objstore/% conformance/blockdev/%),$(TEST_BINS))
+coverage: ## lines of the engine that its tests run, in build-coverage; fails below tests/coverage.txt
+	@$(MAKE) --no-print-directory BUILD=build-coverage OPT=-O0 CFLAGS='--coverage -fprofile-update=atomic' \
+		LDFLAGS=--coverage coverage-run
+coverage-run: $(COVERAGE_TESTS) $(SIM) $(REPLAYS)
+	@find $(BUILD)/obj -name '*.gcda' -delete
+	@$(RUN_TESTS) "$(SIM) --seeds $(SEEDS)" $(REPLAY_RUNS) $(COVERAGE_TESTS)
+	@tools/coverage $(BUILD) tests/coverage.txt
 bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
 	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
 .PHONY: bench-map
@@ -240,7 +249,7 @@ bench-map: $(BUILD)/tools/map_bench ## the map of 1 TiB of scattered 4 KiB exten
 
 # --- fuzzers: tests/fuzz/fuzz_x.c and its seeds in tests/fuzz/corpus/x; clang only ----------------------------------------
 
-FUZZ_TIME ?= 20
+FUZZ_TIME ?= $(if $(filter command,$(origin SECONDS)),$(SECONDS),20)
 FUZZ_NAMES := $(filter-out canary,$(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c)))
 FUZZERS   := $(FUZZ_NAMES:%=$(BUILD)/fuzz/%)
 $(FUZZERS) $(BUILD)/fuzz/canary: $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(SUPPORT_LIB) $(CORE_LIBS)
@@ -257,7 +266,7 @@ $(patsubst %,$(BUILD)/obj/tests/fuzz/fuzz_%.o,$(filter rpc_%,$(FUZZ_NAMES))): | 
 REPLAY_RUNS := $(foreach r,$(REPLAYS),"$(r) tests/fuzz/corpus/$(notdir $(r))")
 .PHONY: fuzz fuzz-run replays
 replays: $(REPLAYS)
-fuzz: ## every fuzzer for FUZZ_TIME seconds, in build-fuzz (clang)
+fuzz: ## every fuzzer for SECONDS=20 (FUZZ_TIME), in build-fuzz (clang)
 	@$(MAKE) --no-print-directory BUILD=build-fuzz CC=clang SAN=fuzzer-no-link,address,undefined fuzz-run
 fuzz-run: $(FUZZERS) $(BUILD)/fuzz/canary
 	@$(BUILD)/fuzz/canary -max_total_time=60 -artifact_prefix=$(BUILD)/canary- >$(BUILD)/canary.log 2>&1; \
