@@ -91,6 +91,7 @@ class Faults:
     def rotated(self):
         """A pod that writes, and one that starts: neither has the new keys."""
         delete("pod", "bucket")
+        wait_for("its volume is detached", lambda: len(get("volumeattachments")) == 2, 60)
         store("stop")
         store("start", S3_SECRET=ROTATED)
         sh("keys", "(echo rotated >/keys/file; sync; touch /synced) >/dev/null 2>&1 &")
