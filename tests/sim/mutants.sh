@@ -56,6 +56,19 @@ merge-keeps-usage 20
 restore-keeps-condemned 60
 restore-replays-the-tail 60
 LIST
+# What a finding was made to is found again by the command that was printed with it.
+# shellcheck disable=SC2086 # a command line is words
+is_found_when_small() {
+    local command
+    command=$("$sim" --mutant trim-rounded-outward 2>/dev/null | sed -n 's/^  replay: //p' | tail -n 1)
+    case $command in
+    *--steps*) env ${command% --trace} --no-shrink 2>/dev/null | grep -q '^FOUND' && return 0 ;;
+    esac
+    echo "FAILED: a finding made small is not found again: $command"
+    return 1
+}
+count is_found_when_small
+
 if ! "$sim" --seeds 5 >"${TMPDIR:-/tmp}/sim-without-mutant.txt" 2>&1; then
     cat "${TMPDIR:-/tmp}/sim-without-mutant.txt"
     failed=$((failed + 1))

@@ -1,6 +1,7 @@
 /* See plan.h. */
 #include "tests/sim/plan.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,21 +87,35 @@ static void add_step(struct sim_plan *p, uint32_t step) {
     p->steps[p->count++] = step;
 }
 
+/* Digits, and nothing before them. */
+static bool parse_number(const char **at, uint32_t *ret) {
+    char *end;
+    if (!isdigit((unsigned char)**at))
+        return false;
+    unsigned long n = strtoul(*at, &end, 10);
+    *at = end;
+    *ret = (uint32_t)n;
+    return n <= STEPS_PARSED_MAX;
+}
+
 bool plan_parse_steps(struct sim_plan *p, const char *text) {
-    char *at = (char *)(uintptr_t)text;
+    const char *at = text;
     while (*at != ':') {
-        unsigned long first = strtoul(at, &at, 10), last = first;
-        if (*at == '-')
-            last = strtoul(at + 1, &at, 10);
-        bool ascends = p->count == 0 || p->steps[p->count - 1] < first;
-        if (!ascends || last < first || last > STEPS_PARSED_MAX || (*at != ',' && *at != ':'))
+        uint32_t first, last;
+        if (!parse_number(&at, &first))
             return false;
-        for (unsigned long i = first; i <= last; i++)
-            add_step(p, (uint32_t)i);
+        last = first;
+        if (*at == '-' && (++at, !parse_number(&at, &last)))
+            return false;
+        bool ascends = p->count == 0 || p->steps[p->count - 1] < first;
+        if (!ascends || last < first || (*at != ',' && *at != ':'))
+            return false;
+        for (uint32_t i = first; i <= last; i++)
+            add_step(p, i);
         at += *at == ',';
     }
-    p->end = (uint32_t)strtoul(at + 1, &at, 10);
-    return *at == '\0' && p->end > 0 && p->end <= STEPS_PARSED_MAX;
+    at++;
+    return parse_number(&at, &p->end) && *at == '\0' && p->end > 0;
 }
 
 bool plan_parse_without(struct sim_plan *p, const char *text) {

@@ -320,7 +320,7 @@ static void on_effect(struct env_timer *timer) {
         uint64_t us = pins           ? b->faults.slow_us_max
                       : more_of_page ? b->faults.latency_us_max
                                      : b->faults.late_us_max;
-        sim_timer_start(b->world, &o->effect, sim_skewed(b->world, 1, us));
+        sim_timer_start(b->world, &o->effect, sim_skewed(b->world, 1, MAX(us, UINT64_C(1))));
     }
     op_free_if_over(o);
 }
