@@ -61,16 +61,20 @@ static bool already_condemned(const struct gc *g) {
 /* fiber. Step 1. */
 static int put_condemning(struct gc *g, struct err *e) {
     struct volume *v = g->v;
-    if (already_condemned(g) || MUTANT("gc-condemns-nothing"))
+    if (MUTANT("gc-condemns-nothing"))
         return 0;
+    /* Before the look: a manifest that is on its way was filled before this round chose. */
     if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
         return err_set(e, -ERR_CANCELLED, "GC was cancelled");
-    struct manifest m;
-    manifest_copy(&m, &v->manifest);
-    m.number++;
-    g->condemning = true;
-    int rc = manifest_advance(v, &m, e); /* calls gc_fill_manifest */
-    g->condemning = false;
+    int rc = 0;
+    if (!already_condemned(g)) {
+        struct manifest m;
+        manifest_copy(&m, &v->manifest);
+        m.number++;
+        g->condemning = true;
+        rc = manifest_advance(v, &m, e); /* calls gc_fill_manifest */
+        g->condemning = false;
+    }
     fiber_mutex_unlock(&v->manifest_mutex);
     CHECK(rc < 0 || already_condemned(g));
     return rc;
