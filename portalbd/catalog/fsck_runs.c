@@ -127,6 +127,10 @@ static int check_frames(const struct run_walk *w, const struct map_entry *m,
     return 0;
 }
 
+static bool is_fence(const struct fsck_object *o) {
+    return o->name.kind == OBJ_LOG && o->size == SEGMENT_FENCE_SIZE;
+}
+
 static int check_entry(struct run_walk *w, const struct map_entry *m, struct err *e) {
     if (m->sector < w->next_sector)
         return err_set(e, -ERR_CORRUPT, "it overlaps the one before");
@@ -140,8 +144,8 @@ static int check_entry(struct run_walk *w, const struct map_entry *m, struct err
     if (!o) /* evacuated, or told already */
         return 0;
     /* Evacuated, deleted, and a sleeping opener woke up and put its fence there. */
-    if (m->ref.kind == OBJ_LOG && o->size == SEGMENT_FENCE_SIZE && !(o->flags & FSCK_NEEDED))
-        return 0;
+    if (is_fence(o))
+        return 0; /* where it is needed, mark() has told */
     if (m->off > o->size || map_entry_stored_len(m) > o->size - m->off)
         return err_set(e, -ERR_CORRUPT, "it ends behind its object, of %u bytes", o->size);
     int rc = w->frames ? check_frames(w, m, o, e) : 0;
@@ -285,7 +289,13 @@ static void mark(struct run_walk *w, const struct fsck_name *index) {
             continue;
         const struct obj_ref *ref = &w->x.usage[i].ref;
         struct fsck_name n = fsck_name_of(w->volumes[ref->volume], ref);
-        need(w->c, &n, usage_flags(w->c, index, &n), who);
+        uint8_t flags = usage_flags(w->c, index, &n);
+        const struct fsck_object *o = need(w->c, &n, flags, who);
+        if (o && (flags & FSCK_NEEDED) && is_fence(o)) {
+            char key[KEY_MAX];
+            fsck_name_key(key, &w->c->table, &n);
+            fsck_report(w->c->f, FSCK_DAMAGE, key, "a fence, where %s needs a segment", who);
+        }
     }
 }
 
