@@ -53,8 +53,11 @@ merge-across-move 60
 merge-drops-holes 80
 merge-discharges-reused 30
 merge-keeps-usage 20
+merge-reuses-touched 20
 restore-keeps-condemned 60
 restore-replays-the-tail 60
+restore-reads-root-first 600
+held-pin-ignores-pins 20
 LIST
 # What a finding was made to is found again by the command that was printed with it.
 # shellcheck disable=SC2086 # a command line is words
