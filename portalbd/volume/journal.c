@@ -318,7 +318,7 @@ bool journal_append(struct journal *j, uint8_t kind, uint64_t sector, uint64_t c
         .kind = kind,
         .data_pos = data_len ? pos + JOURNAL_RECORD_HEADER : pos,
     };
-    j->head = pos + need;
+    __atomic_store_n(&j->head, pos + need, __ATOMIC_RELAXED); /* journal_read: on a worker */
     j->next_number++;
     CHECK(j->head - j->tail <= j->size);
     store_word(j, OFF_HEAD, j->head);
@@ -345,7 +345,7 @@ static void load_record(const struct journal *j, uint64_t pos, struct journal_re
 void journal_read(const struct journal *j, uint64_t pos, struct journal_record *ret) {
     for (;;) {
         uint64_t to_end = j->size - pos % j->size;
-        CHECK(pos < j->head);
+        CHECK(pos < __atomic_load_n(&j->head, __ATOMIC_RELAXED));
         if (to_end >= JOURNAL_RECORD_HEADER) {
             CHECK(load_le32(at(j, pos)) == RECORD_MAGIC);
             load_record(j, pos, ret);
