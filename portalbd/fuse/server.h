@@ -61,4 +61,5 @@ void fuse_server_undrain(struct fuse_server *s);
 /* The device has grown: the kernel asks for the size again. */
 void fuse_server_grew(struct fuse_server *s);
 
+/* Owner thread. */
 struct fuse_server_stats fuse_server_stats(const struct fuse_server *s);

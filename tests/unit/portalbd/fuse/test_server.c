@@ -30,6 +30,7 @@ struct fixture {
     uint8_t *message; /* MESSAGE_MAX bytes */
     int ended;
     bool resume;
+    struct fuse_server_stats stats;
 };
 
 static void on_ended(void *arg, int rc, const char *text) {
@@ -48,6 +49,16 @@ static void start(void *arg) {
                                               .ended = on_ended,
                                               .arg = f};
     assert_int_equal(fuse_server_new(&config, &f->server, &e), 0);
+}
+
+static void take_stats(void *arg) {
+    struct fixture *f = arg;
+    f->stats = fuse_server_stats(f->server);
+}
+
+static const struct fuse_server_stats *stats_of(struct fixture *f) {
+    loop_call(f->loop, take_stats, f);
+    return &f->stats;
 }
 
 static struct fixture *fixture_new(bool later) {
@@ -201,7 +212,7 @@ static void test_refusals(void **state) {
     assert_int_equal(call(f, FUSE_GETXATTR, data, 8, NULL, 0, NULL), ENOSYS);
     assert_int_equal(call(f, FUSE_INTERRUPT, data, 8, NULL, 0, NULL), ENOSYS);
     assert_int_equal(call(f, FUSE_READ, data, 8, NULL, 0, NULL), EIO); /* malformed */
-    assert_int_equal(fuse_server_stats(f->server).malformed, 1);
+    assert_int_equal(stats_of(f)->malformed, 1);
     f->ram->fail_rc = -ERR_FENCED;
     assert_int_equal(do_read(f, 0, 512, NULL), ESHUTDOWN);
     f->ram->fail_rc = 0;
@@ -347,17 +358,17 @@ static int expect_init_answered(struct fixture *f) {
 static void test_resume(void **state) {
     struct fixture *f = *state;
     assert_int_equal(expect_init_answered(f), 0);
-    assert_true(fuse_server_stats(f->server).resend);
+    assert_true(stats_of(f)->resend);
     loop_call(f->loop, end_server, f);
     f->resume = true;
     loop_call(f->loop, start, f);
     expect_resend_wanted(f);
     assert_int_equal(do_read(f, 0, 4096, NULL), 0);
-    assert_int_equal(fuse_server_stats(f->server).resent, 0);
+    assert_int_equal(stats_of(f)->resent, 0);
     f->unique |= UINT64_C(1) << 63;
     assert_int_equal(do_read(f, 0, 4096, NULL), 0); /* checks that the reply has the same unique */
-    assert_int_equal(fuse_server_stats(f->server).resent, 1);
-    assert_true(fuse_server_stats(f->server).resend);
+    assert_int_equal(stats_of(f)->resent, 1);
+    assert_true(stats_of(f)->resend);
     assert_int_equal(expect_init_answered(f), 0); /* the first process may have died before it */
 }
 
