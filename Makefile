@@ -238,7 +238,7 @@ coverage: ## lines of the engine that its tests run, in build-coverage; fails be
 		LDFLAGS=--coverage coverage-run
 coverage-run: $(COVERAGE_TESTS) $(SIM) $(REPLAYS)
 	@find $(BUILD)/obj -name '*.gcda' -delete
-	@$(RUN_TESTS) "$(SIM) --seeds $(SEEDS)" $(REPLAY_RUNS) $(COVERAGE_TESTS)
+	@$(RUN_TESTS) "$(SIM) --seeds $(SEEDS) --seconds 60" $(REPLAY_RUNS) $(COVERAGE_TESTS)
 	@tools/coverage $(BUILD) tests/coverage.txt
 bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
 	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
