@@ -48,7 +48,6 @@ gc-forgets-tail 20
 scrub-blind 30
 evacuated-dropped-early 30
 moved-run-on-top 50
-moves-newer-data 300
 merge-across-move 60
 merge-drops-holes 80
 merge-discharges-reused 30
