@@ -231,15 +231,6 @@ asan: ## every test under the address and undefined behaviour sanitizers, in bui
 	@$(MAKE) --no-print-directory BUILD=build-asan SAN=address,undefined test
 tsan: ## unit tests under the thread sanitizer, in build-tsan
 	@$(MAKE) --no-print-directory BUILD=build-tsan SAN=thread test-unit
-COVERAGE_TESTS := $(filter $(addprefix $(BUILD)/tests/,$(foreach r,volume format objstore catalog cache,unit/portalbd/$(r)/%) \
-	golden/% sim/% conformance/objstore/% conformance/blockdev/%),$(TEST_BINS))
-coverage: ## lines of the engine that its tests run, in build-coverage; fails below tests/coverage.txt
-	@$(MAKE) --no-print-directory BUILD=build-coverage OPT=-O0 CFLAGS='--coverage -fprofile-update=atomic' \
-		LDFLAGS=--coverage coverage-run
-coverage-run: $(COVERAGE_TESTS) $(SIM) $(REPLAYS)
-	@find $(BUILD)/obj -name '*.gcda' -delete
-	@$(RUN_TESTS) "$(SIM) --seeds $(SEEDS) --seconds 60" $(REPLAY_RUNS) $(COVERAGE_TESTS)
-	@tools/coverage $(BUILD) tests/coverage.txt
 bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
 	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
 .PHONY: bench-map
@@ -274,6 +265,18 @@ fuzz-run: $(FUZZERS) $(BUILD)/fuzz/canary
 	@set -e; for f in $(FUZZERS); do name=$${f##*/}; mkdir -p $(BUILD)/corpus/$$name; echo "  FUZZ  $$name"; \
 		$$f -max_total_time=$(FUZZ_TIME) -timeout=10 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/ \
 		$(BUILD)/corpus/$$name $$(ls -d tests/fuzz/corpus/$$name 2>/dev/null); done
+
+# --- coverage ---------------------------------------------------------------------------------------------------------
+
+COVERAGE_TESTS := $(filter $(addprefix $(BUILD)/tests/,$(foreach r,volume format objstore catalog cache,unit/portalbd/$(r)/%) \
+	golden/% sim/% conformance/objstore/% conformance/blockdev/%),$(TEST_BINS))
+coverage: ## lines of the engine that its tests run, in build-coverage; fails below tests/coverage.txt
+	@$(MAKE) --no-print-directory BUILD=build-coverage OPT=-O0 CFLAGS='--coverage -fprofile-update=atomic' \
+		LDFLAGS=--coverage coverage-run
+coverage-run: $(COVERAGE_TESTS) $(SIM) $(REPLAYS)
+	@find $(BUILD)/obj -name '*.gcda' -delete
+	@$(RUN_TESTS) "$(SIM) --seeds $(SEEDS) --seconds 60" $(REPLAY_RUNS) $(COVERAGE_TESTS)
+	@tools/coverage $(BUILD) tests/coverage.txt
 
 # --- lint -------------------------------------------------------------------------------------------------------------
 
