@@ -261,7 +261,7 @@ int pool_file_read(const char *path, struct pool_file *ret, struct err *e) {
     int rc = config_file_read(path, on_key, &f, e);
     for (size_t i = 0; rc == 0 && i < f.count; i++) {
         rc = check_pool(&f.pools[i], e);
-        if (rc < 0)
+        if (rc < 0 && e)
             err_wrap(e, "%s", path);
     }
     if (rc == 0 && f.count == 0)
