@@ -10,7 +10,6 @@
 
 #include "common/mem.h"
 #include "portalbd/catalog/fsck.h"
-#include "portalbd/objstore/retry.h"
 #include "tests/sim/sim.h"
 
 static const char *const task_names[TASK_KINDS] = {
@@ -554,22 +553,6 @@ static void on_kill(struct sim_proc *p) {
 
 static bool is_gone(struct sim_proc *p) {
     return ((const struct controller *)p->owner)->tasks == 0;
-}
-
-struct objstore *store_stack(struct sim *s, struct objstore *below) {
-    if (s->hedging)
-        below = objstore_hedge_new(below, &s->hedge, NULL, NULL);
-    return objstore_retry_new(below, NULL);
-}
-
-uint64_t store_stack_hedges(const struct sim *s, const struct objstore *stack) {
-    if (!s->hedging)
-        return 0;
-    const struct hedge_state *h = objstore_hedge_state(objstore_retry_below(stack));
-    uint64_t n = 0;
-    for (size_t i = 0; i < ARRAY_LEN(h->verbs); i++)
-        n += metrics_counter_get(&h->verbs[i].sent);
-    return n;
 }
 
 struct controller *controller_start(struct sim *s) {

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "common/mem.h"
+#include "portalbd/objstore/retry.h"
 
 enum { TURNS_MAX = 30 * 1000 * 1000 };
 
@@ -36,6 +37,22 @@ static struct sim_faults draw_faults(struct sim_world *w, unsigned scale) {
         .torn_page = draw_rate(w, 100 * scale),
         .torn_pins = draw_rate(w, 500),
     };
+}
+
+struct objstore *store_stack(struct sim *s, struct objstore *below) {
+    if (s->hedging)
+        below = objstore_hedge_new(below, &s->hedge, NULL, NULL);
+    return objstore_retry_new(below, NULL);
+}
+
+uint64_t store_stack_hedges(const struct sim *s, const struct objstore *stack) {
+    if (!s->hedging)
+        return 0;
+    const struct hedge_state *h = objstore_hedge_state(objstore_retry_below(stack));
+    uint64_t n = 0;
+    for (size_t i = 0; i < ARRAY_LEN(h->verbs); i++)
+        n += metrics_counter_get(&h->verbs[i].sent);
+    return n;
 }
 
 static void draw_hedging(struct sim *s) {

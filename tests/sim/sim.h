@@ -340,10 +340,6 @@ struct controller {
 };
 
 struct controller *controller_start(struct sim *s);
-/* What processes of this run have over their handle in the bucket. */
-struct objstore *store_stack(struct sim *s, struct objstore *below);
-/* Requests that were sent a second time. */
-uint64_t store_stack_hedges(const struct sim *s, const struct objstore *stack);
 void controller_kill(struct controller *c);
 /* Starts it in a fiber of the controller. The task is copied. */
 void controller_submit(struct controller *c, const struct task *t);
@@ -372,6 +368,11 @@ void director_run(struct sim *s);
 void director_settle(struct sim *s);
 
 /* --- run.c --- */
+
+/* What processes of this run have over their handle in the bucket. */
+struct objstore *store_stack(struct sim *s, struct objstore *below);
+/* Requests that were sent a second time. */
+uint64_t store_stack_hedges(const struct sim *s, const struct objstore *stack);
 
 /* One run. Returns false and fills finding (SIM_FINDING_MAX bytes) when something was found. */
 bool sim_run(const struct sim_options *options, struct sim_totals *totals, char *finding);
