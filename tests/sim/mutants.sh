@@ -56,7 +56,6 @@ merge-keeps-usage 60
 merge-reuses-touched 60
 restore-keeps-condemned 60
 restore-replays-the-tail 60
-restore-reads-root-first 600
 held-pin-ignores-pins 60
 LIST
 # What a finding was made to is found again by the command that was printed with it.
