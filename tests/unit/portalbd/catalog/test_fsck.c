@@ -112,7 +112,7 @@ static void on_finding(void *arg, const struct fsck_finding *f) {
 static struct fsck_result check(struct pool_fixture *f, const char *volume, bool quick,
                                 struct findings *l) {
     struct err e;
-    *l = (struct findings){0};
+    memset(l, 0, sizeof *l);
     struct fsck k = {.catalog = &f->catalog, .quick = quick, .on_finding = on_finding, .arg = l};
     ok(volume ? fsck_volume(&k, volume, &e) : fsck_pool(&k, &e), &e);
     assert_int_equal(l->count, k.result.damaged + k.result.leaked + k.result.garbage);
@@ -434,7 +434,7 @@ static void live_fsck(void *arg) {
     static struct findings found;
     while (l->running > 0) {
         struct err e;
-        found = (struct findings){0};
+        memset(&found, 0, sizeof found); /* a value of it would not fit the stack of a fiber */
         struct fsck k = {.catalog = &l->f.catalog,
                          .quick = l->rounds % 2 == 1,
                          .on_finding = on_finding,
