@@ -290,6 +290,7 @@ static int run_restore(struct task *t, struct err *e) {
     struct volume_info info;
     if (t->steal) {
         int rc = catalog_volume_unpublish(&c->catalog, vol->id, NULL, e);
+        vol->published = false; /* also when it is dead: it may have come to its end */
         if (rc < 0 || c->dead)
             return rc;
     }

@@ -119,12 +119,13 @@ void journals_closed(struct daemon *d) {
     struct sim_journal *j = d->journal;
     if (!j)
         return;
-    j->owned = false;
+    /* Somebody told the daemon to end, and the device stays: the next one resumes. */
+    j->owned = j->owned && sim_chance(&d->sim->world, 200);
     j->reign = NULL;
     /* Whoever dies before it deletes the file leaves an empty journal. */
     if (sim_chance(&d->sim->world, 800)) {
         ram_journal_reset(&j->ram);
-        j->foreign = true;
+        j->foreign = !j->owned;
     }
 }
 
