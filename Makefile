@@ -233,7 +233,15 @@ tsan: ## unit tests under the thread sanitizer, in build-tsan
 	@$(MAKE) --no-print-directory BUILD=build-tsan SAN=thread test-unit
 bench: all tests-build $(BUILD)/tools/ready $(GO_TOOLS) ## measure, into build/bench.json
 	@PORTALBD_BUILD=$(abspath $(BUILD)) bench/run
-.PHONY: bench-map
+.PHONY: bench-space bench-snapshots bench-map
+SIZE    ?= 4G
+MINUTES ?= 10
+IDLE_S  ?= 600
+BENCH_SPACE = PORTALBD_BUILD=$(abspath $(BUILD)) bench/space
+bench-space: all $(BUILD)/tools/ready ## random overwrites of a volume of SIZE=4G: bytes put, space, requests, memory; then IDLE_S=600 at rest
+	@$(BENCH_SPACE) overwrites --size $(SIZE) --idle-s $(IDLE_S)
+bench-snapshots: all $(BUILD)/tools/ready ## the same with a snapshot every 10 s, for MINUTES=10
+	@$(BENCH_SPACE) snapshots --size $(SIZE) --minutes $(MINUTES)
 EXTENTS ?= 268435456
 bench-map: $(BUILD)/tools/map_bench ## the map of 1 TiB of scattered 4 KiB extents (EXTENTS=n): 7 GB of disk for a while
 	@$(BUILD)/tools/map_bench --extents $(EXTENTS) --scattered
