@@ -238,10 +238,10 @@ SIZE    ?= 4G
 MINUTES ?= 10
 IDLE_S  ?= 600
 BENCH_SPACE = PORTALBD_BUILD=$(abspath $(BUILD)) bench/space
-bench-space: all $(BUILD)/tools/ready ## random overwrites of a volume of SIZE=4G: bytes put, space, requests, memory; then IDLE_S=600 at rest
-	@$(BENCH_SPACE) overwrites --size $(SIZE) --idle-s $(IDLE_S)
+bench-space: all $(BUILD)/tools/ready ## random overwrites of SIZE=4G, RATE=n MiB/s at most: bytes put, space, requests, memory; IDLE_S=600 at rest
+	@$(BENCH_SPACE) overwrites --size $(SIZE) --idle-s $(IDLE_S) $(if $(RATE),--rate $(RATE))
 bench-snapshots: all $(BUILD)/tools/ready ## the same with a snapshot every 10 s, for MINUTES=10
-	@$(BENCH_SPACE) snapshots --size $(SIZE) --minutes $(MINUTES)
+	@$(BENCH_SPACE) snapshots --size $(SIZE) --minutes $(MINUTES) $(if $(RATE),--rate $(RATE))
 EXTENTS ?= 268435456
 bench-map: $(BUILD)/tools/map_bench ## the map of 1 TiB of scattered 4 KiB extents (EXTENTS=n): 7 GB of disk for a while
 	@$(BUILD)/tools/map_bench --extents $(EXTENTS) --scattered
