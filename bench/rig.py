@@ -36,6 +36,9 @@ class Rig:
         self.env = dict(os.environ, AWS_ACCESS_KEY_ID="bench", AWS_SECRET_ACCESS_KEY="bench-secret",
                         AWS_REGION="us-east-1")
         self.store_args = ["--store", "s3://bucket/bench"]
+        self.programs = {}
+        for name in ("portalbd", "portalctl"):  # copies: a build may come between
+            self.programs[name] = shutil.copy2(f"{BUILD}/bin/{name}", self.path(name))
         self.processes = []
         self.results = []
         self.daemon = None
@@ -89,15 +92,16 @@ class Rig:
         return port
 
     def ctl(self, *args):
-        out = subprocess.run([f"{BUILD}/bin/portalctl", *self.store_args, "--run-dir", self.path("run"), *args],
+        out = subprocess.run([self.programs["portalctl"], *self.store_args, "--run-dir", self.path("run"), *args],
                              env=self.env, check=False, capture_output=True, text=True)
         if out.returncode != 0:
             sys.exit(f"portalctl {' '.join(args)} failed:\n{out.stdout}{out.stderr}\n{self.logs()}")
         return out.stdout
 
     def start_daemon(self, cache="256M", *options):
-        self.daemon = self.start("portalbd", f"{BUILD}/bin/portalbd", "serve", *self.store_args, "--listen",
-                                 "unix:" + self.path("sock"), "--cache-size", cache, "--run-dir", self.path("run"), *options)
+        self.daemon = self.start("portalbd", self.programs["portalbd"], "serve", *self.store_args, "--listen",
+                                 "unix:" + self.path("sock"), "--cache-size", cache, "--run-dir", self.path("run"),
+                                 *options)
         self.wait_for("the daemon's socket", lambda: os.path.exists(self.path("sock")))
 
     def restart_daemon(self):
