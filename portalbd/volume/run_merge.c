@@ -193,7 +193,7 @@ static int step(struct merge *m) {
             first = s;
     }
     uint64_t next = first ? first->entry.sector : UINT64_MAX;
-    if (next > m->at)
+    if (!first || next > m->at)
         return step_in_gap(m, next);
     return put(m, first, winner_end(m, first));
 }
