@@ -430,7 +430,9 @@ static bool take_one(struct fuse_server *s) {
             return false;
         struct err e;
         err_from_errno(&e, errno, "fuse: read a request");
-        if (errno == ENODEV)
+        /* ECONNABORTED: the unmount came between a request's way out of the queue and to us
+         * (fs/fuse/dev.c, fuse_dev_do_read). */
+        if (errno == ENODEV || errno == ECONNABORTED)
             end(s, 0, NULL);
         else
             end(s, e.code, e.text);
