@@ -106,7 +106,7 @@ static void note_newest(struct sim *s, const struct sim_effect *x) {
             number <= v->manifest_newest)
             continue;
         v->manifest_newest = number;
-        journals_manifest_stored(s, v, x->client);
+        journals_manifest_stored(s, v, x);
         restores_manifest_stored(s, v, x);
     }
 }

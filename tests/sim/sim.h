@@ -284,7 +284,7 @@ void journals_let_go(struct daemon *d); /* nothing of it is left */
 /* The reign of which this daemon must have found everything that was acknowledged, or NULL. */
 struct reign *journals_expected_reign(struct daemon *d);
 /* The bucket has a new newest manifest of a volume; client: who put it. */
-void journals_manifest_stored(struct sim *s, struct sim_volume *vol, const char *client);
+void journals_manifest_stored(struct sim *s, struct sim_volume *vol, const struct sim_effect *x);
 void journals_release(struct sim_volume *vol);
 
 /* --- client.c --- */
