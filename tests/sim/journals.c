@@ -150,7 +150,7 @@ void journals_closed(struct daemon *d) {
     /* Whoever dies before it deletes the file leaves an empty journal. */
     if (sim_chance(&d->sim->world, 800)) {
         ram_journal_reset(&j->ram);
-        j->foreign = !j->owned;
+        j->foreign |= !j->owned;
     }
 }
 
