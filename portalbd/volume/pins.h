@@ -5,7 +5,8 @@
  *                                      root is there. Names the commit key.
  *   volumes/<id>/pins/<random>.root    put if absent: what is held; or "expired", by the sweeper.
  *   the commit key                     a snapshot record that names the pin, or the first manifest
- *                                      of a clone that does: what makes the pin live.
+ *                                      of a clone that does: what makes the pin live, until a
+ *                                      newer one names it no more.
  *
  * I11 a snapshot is live <=> its newest record, the claim and the root are there.
  * The id is random and used once, so that nobody ever goes on with another maker's pin; the commit

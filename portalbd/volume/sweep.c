@@ -5,7 +5,8 @@
  *       --> "expired" as the root, if there is none --> delete the claim --> delete a real root
  *
  * What makes a pin live: the newest snapshot record in the folder of its commit key names it, or
- * the first manifest of a clone, which is never deleted, does.
+ * the newest manifest of the clone does. Not its first: that names for ever what the clone has
+ * given up since, and a claim or a root whose PUT came once more behind their deletion would stay.
  *
  * Invariants:
  *   I1  Nothing of a pin is touched before its commit key holds an object that is not going to make
@@ -19,6 +20,7 @@
 
 #include <stdlib.h>
 
+#include "common/mutant.h"
 #include "portalbd/format/records.h"
 #include "portalbd/volume/destroy.h"
 #include "portalbd/volume/numbered.h"
@@ -149,7 +151,8 @@ static int named_by_clone(struct objstore *s, const struct volume_key *v,
                           const struct random_id *pin, const struct commit_target *t,
                           bool *ret_named, struct err *e) {
     struct manifest m;
-    int rc = manifest_get(s, &t->clone, 1, &m, e);
+    int rc = MUTANT("pin-named-by-first") ? manifest_get(s, &t->clone, 1, &m, e)
+                                          : manifest_newest(s, &t->clone, &m, e);
     *ret_named = false;
     if (rc == -ERR_NOT_FOUND)
         return 0;

@@ -30,7 +30,7 @@ void pin_sweeper_begin(struct pin_sweeper *w);
 void pin_sweeper_end(struct pin_sweeper *w);
 
 /* fiber. Does something live name this pin: the newest snapshot record in the folder of its commit
- * key, or the first manifest of a clone? Costs 1 or 2. */
+ * key, or the newest manifest of the clone? Costs 1 or 2. */
 int pin_is_named(struct objstore *s, const struct volume_key *v, const struct random_id *pin,
                  const struct commit_key *commit, bool *ret_named, struct err *e);
 

@@ -36,10 +36,10 @@ static void ok(int rc, const struct err *e) {
         fail_msg("%s: %s", err_code_name(rc), e->text);
 }
 
-static void put_first(struct pool_fixture *f, const struct volume_key *v,
-                      const struct random_id *held) {
+static void put_manifest(struct pool_fixture *f, const struct volume_key *v, uint64_t number,
+                         const struct random_id *held) {
     struct err e;
-    struct manifest m = {.number = 1, .size_bytes = 4096, .block_size = 4096, .closed = true};
+    struct manifest m = {.number = number, .size_bytes = 4096, .block_size = 4096, .closed = true};
     root_init(&m.root, v);
     if (held) {
         m.held_pins = NEW(struct held_pin);
@@ -48,6 +48,11 @@ static void put_first(struct pool_fixture *f, const struct volume_key *v,
     }
     ok(manifest_put(f->store, v, &m, &e), &e);
     manifest_release(&m);
+}
+
+static void put_first(struct pool_fixture *f, const struct volume_key *v,
+                      const struct random_id *held) {
+    put_manifest(f, v, 1, held);
 }
 
 /* A pin of v, with its claim and perhaps a root, for snapshot record n (0: for the clone). */
@@ -196,6 +201,46 @@ static void test_passed_by(void **state) {
     pool_fixture_run(*state, passed_by, *state);
 }
 
+/* A clone gave its pin up; then the PUT of the root, or of the claim, takes effect once more. */
+static void late_again(struct pool_fixture *f, bool is_root) {
+    struct err e;
+    put_first(f, &key_v, NULL);
+    struct random_id pin = make_pin(f, 0, true);
+    put_first(f, &key_c, &pin);
+    assert_int_equal(sweep(f) + sweep(f), 0);
+    char key[KEY_MAX];
+    if (is_root)
+        key_pin_root(key, &key_v, &pin);
+    else
+        key_pin_claim(key, &key_v, &pin);
+    CLEANUP_BUF struct buf body = {0};
+    ok(objstore_get(f->store, key, MANIFEST_SIZE_MAX, &body, &e), &e);
+    ok(pin_release(f->store, &key_v, &pin, &e), &e);
+    put_manifest(f, &key_c, 2, NULL);
+    ok(objstore_put(f->store, key, buf_view(&body), NULL, &e), &e);
+    assert_int_equal(sweep(f), 0); /* suspected */
+    assert_int_equal(sweep(f), 1);
+    assert_false(is_there(f, &pin, false) || (is_root && is_there(f, &pin, true)));
+}
+
+static void late_root(void *arg) {
+    struct pool_fixture *f = arg;
+    late_again(f, true);
+}
+
+static void late_claim(void *arg) {
+    struct pool_fixture *f = arg;
+    late_again(f, false);
+}
+
+static void test_late_root(void **state) {
+    pool_fixture_run(*state, late_root, *state);
+}
+
+static void test_late_claim(void **state) {
+    pool_fixture_run(*state, late_claim, *state);
+}
+
 /* A maker that commits after the sweeper's first look, and one that does so behind its second. */
 static void slow_maker(void *arg) {
     struct pool_fixture *f = arg;
@@ -254,6 +299,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_dead_makers, setup, teardown),
         cmocka_unit_test_setup_teardown(test_the_living, setup, teardown),
         cmocka_unit_test_setup_teardown(test_passed_by, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_late_root, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_late_claim, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_maker, setup, teardown),
         cmocka_unit_test_setup_teardown(test_look_again, setup, teardown),
     };
