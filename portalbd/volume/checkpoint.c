@@ -49,8 +49,9 @@ static struct manifest next_manifest(struct volume *v) {
 }
 
 /* fiber. The frozen generation becomes a run. Without entries there is none: ret_run->entry_count
- * is 0. */
-static int write_run(struct volume *v, struct root_run *ret_run, struct err *e) {
+ * is 0, *ret_reader is NULL. */
+static int write_run(struct volume *v, struct root_run *ret_run, struct run_reader **ret_reader,
+                     struct err *e) {
     struct run_writer *w = run_writer_new(v->env, v->store, &v->config.key, map_shape(v));
     bool bottom = v->run_count == 0;
     const struct mem_extent *x;
@@ -69,6 +70,8 @@ static int write_run(struct volume *v, struct root_run *ret_run, struct err *e) 
     }
     if (rc == 0)
         rc = run_writer_finish(w, ret_run, e);
+    if (rc == 0)
+        *ret_reader = run_writer_reader(w, v->pages);
     run_writer_free(w);
     return rc;
 }
@@ -91,14 +94,15 @@ static bool nothing_to_do(const struct volume *v) {
            v->manifest.root.tail_count == 0 && v->next_seq == v->manifest.root.next_seq;
 }
 
-/* fiber; both mutexes held. */
-static int put_checkpoint(struct volume *v, struct root_run *run, struct err *e) {
+/* fiber; both mutexes held. Takes reader over. */
+static int put_checkpoint(struct volume *v, struct root_run *run, struct run_reader *reader,
+                          struct err *e) {
     struct manifest m = next_manifest(v);
     m.root.tail_count = 0;
     m.root.next_seq = v->frozen_last_seq + 1;
     if (!random_id_is_zero(&m.journal))
         m.last_write = v->frozen_last_write;
-    int rc = run_list_insert(v, &m, run, e);
+    int rc = run_list_insert(v, &m, run, reader, e);
     if (rc < 0)
         return rc;
     memtable_free(v->frozen);
@@ -115,13 +119,17 @@ static int checkpoint(struct volume *v, struct err *e) {
     if (rc < 0)
         return rc;
     struct root_run run = {0};
-    rc = write_run(v, &run, e);
+    struct run_reader *reader = NULL;
+    rc = write_run(v, &run, &reader, e);
     if (rc < 0)
         return rc;
     run.age = v->frozen_last_seq + 1;
-    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0) {
+        if (reader)
+            run_reader_unref(reader);
         return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
-    rc = put_checkpoint(v, &run, e);
+    }
+    rc = put_checkpoint(v, &run, reader, e);
     fiber_mutex_unlock(&v->manifest_mutex);
     write_resume(v);
     waitq_wake_all(&v->frontier_moved); /* a replay may wait for room in the backlog */
@@ -136,8 +144,8 @@ int checkpoint_now(struct volume *v, struct err *e) {
         return err_set(e, -ERR_CANCELLED, "the checkpoint was cancelled");
     rc = checkpoint(v, e);
     fiber_mutex_unlock(&v->checkpoint_mutex);
-    /* The index of our run, or a part before its lost answer was repeated: whoever deleted it, it
-     * was not us. */
+    /* Something of our run, before its lost answer was repeated: whoever deleted it, it was not us.
+     */
     if (rc == -ERR_NOT_FOUND || rc == -ERR_STALE) {
         struct err missing = *e;
         rc = read_explain_missing(v, missing.text, e);

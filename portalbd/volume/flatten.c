@@ -236,7 +236,7 @@ static int install(struct flatten *f, bool *ret_moved, struct err *e) {
         manifest_copy(&next, &v->manifest);
         next.number++;
         run.age = MUTANT("flatten-on-top") ? next.root.runs[0].age : f->age; /* I1 */
-        rc = run_list_insert(v, &next, &run, e);
+        rc = run_list_insert(v, &next, &run, run_writer_reader(f->writer, v->pages), e);
         fiber_mutex_unlock(&v->manifest_mutex);
     } else {
         rc = err_set(e, -ERR_CANCELLED, "flattening was cancelled");

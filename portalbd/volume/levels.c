@@ -32,8 +32,9 @@ struct merge {
     struct list_node node;       /* on v->merges */
     struct run_reader **sources; /* owned, a reference each; newest first */
     size_t count;
-    bool stop;     /* the volume is closing */
-    bool own_only; /* the result names no part of another volume */
+    struct run_reader *result; /* owned; NULL: none yet, or no entries */
+    bool stop;                 /* the volume is closing */
+    bool own_only;             /* the result names no part of another volume */
 };
 
 /* --- the list --- */
@@ -80,20 +81,14 @@ static void replace_readers(struct volume *v, size_t pos, size_t removed,
 }
 
 int run_list_replace(struct volume *v, struct manifest *m, size_t pos, size_t removed,
-                     const struct root_run *run, struct err *e) {
+                     const struct root_run *run, struct run_reader *reader, struct err *e) {
     CHECK(v->checkpoint_mutex.held && v->manifest_mutex.held);
     CHECK(m->root.run_count == v->run_count && pos + removed <= v->run_count);
-    struct run_reader *reader = NULL;
-    const struct root_run *added = run->entry_count > 0 ? run : NULL;
-    int rc = added ? open_run(v, run, &reader, e) : 0;
-    if (rc < 0) {
-        manifest_release(m);
-        return rc;
-    }
-    replace_in_root(&m->root, pos, removed, added);
+    CHECK((run->entry_count > 0) == (reader != NULL));
+    replace_in_root(&m->root, pos, removed, reader ? run : NULL);
     for (size_t i = 1; i < m->root.run_count; i++)
         CHECK(m->root.runs[i - 1].age >= m->root.runs[i].age);
-    rc = manifest_advance(v, m, e);
+    int rc = manifest_advance(v, m, e);
     if (rc < 0) {
         if (reader)
             run_reader_unref(reader);
@@ -106,11 +101,11 @@ int run_list_replace(struct volume *v, struct manifest *m, size_t pos, size_t re
 }
 
 int run_list_insert(struct volume *v, struct manifest *m, const struct root_run *run,
-                    struct err *e) {
+                    struct run_reader *reader, struct err *e) {
     size_t pos = 0;
     while (pos < m->root.run_count && m->root.runs[pos].age > run->age)
         pos++;
-    return run_list_replace(v, m, pos, 0, run, e);
+    return run_list_replace(v, m, pos, 0, run, reader, e);
 }
 
 bool run_list_full(const struct volume *v) {
@@ -207,6 +202,8 @@ static void merge_end(struct volume *v, struct merge *m) {
     list_remove(&m->node);
     for (size_t i = 0; i < m->count; i++)
         run_reader_unref(m->sources[i]);
+    if (m->result)
+        run_reader_unref(m->result);
     free(m->sources);
     free(m);
     waitq_wake_all(&v->levels_changed);
@@ -232,7 +229,9 @@ static int merge_install(struct volume *v, struct merge *m, struct root_run *run
     manifest_copy(&next, &v->manifest);
     next.number++;
     run->age = next.root.runs[pos].age;
-    int rc = run_list_replace(v, &next, pos, m->count, run, e);
+    struct run_reader *result = m->result;
+    m->result = NULL;
+    int rc = run_list_replace(v, &next, pos, m->count, run, result, e);
     if (rc == 0)
         v->stats.merges++;
     return rc;
@@ -244,13 +243,14 @@ static int merge_run(struct volume *v, struct merge *m, struct err *e) {
     struct run_merge_stats stats;
     struct run_merge_options o = {.env = v->env,
                                   .store = v->store,
+                                  .pages = v->pages,
                                   .own = v->config.key,
                                   .shape = map_shape(v),
                                   .bottom = m->sources[m->count - 1] == v->runs[v->run_count - 1],
                                   .own_parts_only = m->own_only,
                                   .evacuates = &v->manifest.root,
                                   .stop = &m->stop};
-    int rc = run_merge(&o, m->sources, m->count, &run, &stats, e);
+    int rc = run_merge(&o, m->sources, m->count, &run, &m->result, &stats, e);
     if (rc < 0)
         return rc;
     v->stats.map_parts_reused += stats.parts_reused;

@@ -509,7 +509,7 @@ static int put_moved(struct move *m, struct root_run *run, struct err *e) {
             .kind = m->names[i].kind, .seq = m->names[i].number, .id = m->names[i].id};
     CHECK(root->evacuated_count <= ROOT_LIST_MAX);
     run->age = MUTANT("moved-run-on-top") ? root->runs[0].age : m->age;
-    return run_list_insert(v, &next, run, e);
+    return run_list_insert(v, &next, run, run_writer_reader(m->writer, v->pages), e);
 }
 
 /* fiber. */

@@ -309,8 +309,8 @@ static bool is_large(const struct run_index *x) {
 }
 
 int run_merge(const struct run_merge_options *o, struct run_reader *const *sources,
-              size_t source_count, struct root_run *ret_run, struct run_merge_stats *stats,
-              struct err *e) {
+              size_t source_count, struct root_run *ret_run, struct run_reader **ret_reader,
+              struct run_merge_stats *stats, struct err *e) {
     CHECK(source_count >= 1);
     CHECK(source_count <= ROOT_RUNS_MAX);
     struct run_merge_stats none;
@@ -337,6 +337,8 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     int rc = drive(&m, o, stats, e);
     if (rc == 0)
         rc = run_writer_finish(m.writer, ret_run, e);
+    if (rc == 0 && ret_reader)
+        *ret_reader = run_writer_reader(m.writer, o->pages);
     stats->entries_read = m.entries_read;
     return rc;
 }

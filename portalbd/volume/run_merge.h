@@ -7,7 +7,8 @@
 struct run_merge_options {
     struct env *env;
     struct objstore *store;
-    struct volume_key own; /* under whose prefix the result goes */
+    struct page_cache *pages; /* for ret_reader; may be NULL without it */
+    struct volume_key own;    /* under whose prefix the result goes */
     struct run_shape shape;
     /* Nothing older is left: HOLE entries are dropped (ZERO entries stay: an allocated zero differs
      * from a hole in BLOCK_STATUS), and the last source's parts that no other source touches become
@@ -25,7 +26,8 @@ struct run_merge_stats {
     uint64_t parts_reused;
 };
 
-/* fiber. sources: newest first. *ret_run as run_writer_finish. stats: may be NULL. */
+/* fiber. sources: newest first. *ret_run and *ret_reader (may be NULL) as run_writer_finish and
+ * run_writer_reader. stats: may be NULL. */
 int run_merge(const struct run_merge_options *o, struct run_reader *const *sources,
-              size_t source_count, struct root_run *ret_run, struct run_merge_stats *stats,
-              struct err *e);
+              size_t source_count, struct root_run *ret_run, struct run_reader **ret_reader,
+              struct run_merge_stats *stats, struct err *e);

@@ -54,10 +54,18 @@ int run_reader_open(struct env *env, struct objstore *store, struct page_cache *
         err_wrap(&why, "'%s'", key);
         return err_copy(e, &why);
     }
-    struct run_reader *r = NEW(struct run_reader);
-    *r = (struct run_reader){.env = env, .store = store, .pages = pages, .refs = 1, .index = index};
-    *ret = r;
+    *ret = run_reader_new(env, store, pages, &index);
     return 0;
+}
+
+struct run_reader *run_reader_new(struct env *env, struct objstore *store, struct page_cache *pages,
+                                  struct run_index *index) {
+    struct run_reader *r = NEW(struct run_reader);
+    CHECK(index->part_count > 0);
+    *r =
+        (struct run_reader){.env = env, .store = store, .pages = pages, .refs = 1, .index = *index};
+    *index = (struct run_index){0};
+    return r;
 }
 
 void run_reader_ref(struct run_reader *r) {

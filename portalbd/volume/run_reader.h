@@ -12,6 +12,9 @@ struct run_reader;
 int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
                     const struct volume_key *volume, const struct random_id *index_id,
                     struct run_reader **ret, struct err *e);
+/* The same of a run whose index is at hand: takes it over. */
+struct run_reader *run_reader_new(struct env *env, struct objstore *store, struct page_cache *pages,
+                                  struct run_index *index);
 void run_reader_ref(struct run_reader *r);
 void run_reader_unref(
     struct run_reader *r); /* the last one frees it; iterators hold none of their own */

@@ -64,6 +64,7 @@ struct run_writer {
     struct run_index index;
     struct usage_table table;
     uint64_t stored_bytes; /* of parts, those taken over too */
+    bool stored;           /* the index is on the store */
 
     struct map_entry pending; /* the last entry; count 0: none */
     uint16_t pending_lens[EXTENT_FRAMES_MAX];
@@ -469,16 +470,21 @@ static int discharge_base(struct run_writer *w, struct err *e) {
 
 struct encode_job {
     struct usage_table *table;
-    const struct run_index *index;
+    struct run_index *index;
     struct buf *out;
     struct err *e;
     int rc;
 };
 
+/* The index becomes what a reader makes of its bytes: nothing is stored that cannot be read. */
 static void encode(void *arg) {
     struct encode_job *job = arg;
     usage_table_finish(job->table);
     job->rc = run_index_encode(job->out, job->index, job->e);
+    if (job->rc < 0)
+        return;
+    run_index_release(job->index);
+    job->rc = run_index_decode(job->index, buf_view(job->out), job->e);
 }
 
 static int index_store(struct run_writer *w, struct root_run *ret_run, struct err *e) {
@@ -492,6 +498,7 @@ static int index_store(struct run_writer *w, struct root_run *ret_run, struct er
         fiber_run_job(w->env, encode, &job);
     if (job.rc < 0)
         return err_copy(e, &why);
+    CHECK(w->index.part_count > 0 && w->index.entry_count > 0);
     struct root_run run = {.index = {.kind = OBJ_MAP},
                            .entry_count = w->index.entry_count,
                            .size = w->stored_bytes + body.len};
@@ -499,9 +506,11 @@ static int index_store(struct run_writer *w, struct root_run *ret_run, struct er
     env_random(w->env, run.index.id.bytes, RANDOM_ID_SIZE);
     key_map(key, &w->own, &run.index.id);
     int rc = objstore_put(w->store, key, buf_view(&body), NULL, e);
-    if (rc == 0)
-        *ret_run = run;
-    return rc;
+    if (rc < 0)
+        return rc;
+    w->stored = true;
+    *ret_run = run;
+    return 0;
 }
 
 int run_writer_finish(struct run_writer *w, struct root_run *ret_run, struct err *e) {
@@ -515,4 +524,12 @@ int run_writer_finish(struct run_writer *w, struct root_run *ret_run, struct err
     if (w->base)
         rc = discharge_base(w, e);
     return rc < 0 ? rc : index_store(w, ret_run, e);
+}
+
+struct run_reader *run_writer_reader(struct run_writer *w, struct page_cache *pages) {
+    if (w->index.part_count == 0)
+        return NULL;
+    CHECK(w->stored);
+    w->stored = false;
+    return run_reader_new(w->env, w->store, pages, &w->index);
 }

@@ -27,6 +27,9 @@ int run_writer_add(struct run_writer *w, const struct map_entry *entry,
  * entry_count, size; its age is the caller's. A run without entries stores nothing and returns
  * entry_count 0. */
 int run_writer_finish(struct run_writer *w, struct root_run *ret_run, struct err *e);
+/* After run_writer_finish, once: what it stored, open for reading without a look at the store; the
+ * caller's reference. NULL when there were no entries. */
+struct run_reader *run_writer_reader(struct run_writer *w, struct page_cache *pages);
 /* Frees it; what was stored and is not named by anybody is garbage that a later scrub condemns. */
 void run_writer_free(struct run_writer *w);
 

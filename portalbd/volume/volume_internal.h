@@ -270,13 +270,14 @@ int manifest_advance(struct volume *v, struct manifest *m, struct err *e);
 int open_runs(struct volume *v, struct err *e); /* fiber. run readers for manifest.root.runs */
 /* fiber; checkpoint_mutex and manifest_mutex held. m: a changed copy of v->manifest, number + 1,
  * whose runs are still those of v->manifest. Puts it with runs [pos, pos + removed) replaced by
- * `run` (entry_count 0: by nothing) and changes v->runs with it. Takes m over. */
+ * `run` (entry_count 0: by nothing) and changes v->runs with it. Takes m and reader (of `run`; NULL
+ * when there are no entries) over. */
 int run_list_replace(struct volume *v, struct manifest *m, size_t pos, size_t removed,
-                     const struct root_run *run, struct err *e);
+                     const struct root_run *run, struct run_reader *reader, struct err *e);
 /* The same for one more run: at its age, in front of those of the same age. Ask run_list_full
  * first, unless it is a checkpoint's. */
 int run_list_insert(struct volume *v, struct manifest *m, const struct root_run *run,
-                    struct err *e);
+                    struct run_reader *reader, struct err *e);
 bool run_list_full(const struct volume *v);
 /* Between these two no merge takes runs from both sides of `age`: those of this age or older, and
  * newer ones. To be called when the newest run has this age. One at a time. */

@@ -261,7 +261,7 @@ static void merge_into(struct bench *b, const char *what, const struct root_run 
     fiber_group_init(&group, b->env);
     fiber_group_start(&group, watch_pauses, b);
     struct marks from = marks(b);
-    ok(run_merge(&o, sources, 2, &merged, &stats, &e), &e);
+    ok(run_merge(&o, sources, 2, &merged, NULL, &stats, &e), &e);
     b->watching = false;
     fiber_group_wait(&group);
     print_marks(b, what, &from);

@@ -7,6 +7,7 @@
 
 #include "portalbd/objstore/memory.h"
 #include "portalbd/objstore/retry.h"
+#include "portalbd/objstore/stats.h"
 #include "portalbd/volume/run_writer.h"
 #include "portalbd/volume/volume_internal.h"
 #include "tests/support/virtual_env.h"
@@ -18,6 +19,7 @@ struct world {
     struct env *env;
     struct memory_store *bucket;
     struct objstore *store;
+    const struct objstore_stats *stats; /* of the store */
     struct volume_key key;
     struct volume *v;
     bool finished; /* the test's fiber reached its end */
@@ -134,14 +136,14 @@ static void insert_zero(struct world *w, uint64_t block, uint64_t age) {
     struct run_writer *writer = run_writer_new(w->env, w->store, &w->key, (struct run_shape){0});
     ok(run_writer_add(writer, &zero, NULL, &e), &e);
     ok(run_writer_finish(writer, &run, &e), &e);
-    run_writer_free(writer);
     run.age = age;
     lock_both(w);
     struct manifest m;
     manifest_copy(&m, &v->manifest);
     m.number++;
-    ok(run_list_insert(v, &m, &run, &e), &e);
+    ok(run_list_insert(v, &m, &run, run_writer_reader(writer, v->pages), &e), &e);
     unlock_both(w);
+    run_writer_free(writer);
 }
 
 static void assert_list(struct world *w, size_t count, const uint64_t *ages) {
@@ -295,11 +297,20 @@ static size_t count(struct world *w, const char *part) {
     return n;
 }
 
-/* 256 flushes are 256 segments, and a checkpoint: a part, an index, a manifest. */
+static uint64_t requests_sent(const struct world *w) {
+    uint64_t n = 0;
+    for (int verb = OBJ_GET; verb <= OBJ_DELETE; verb++)
+        n += objstore_stats_requests(w->stats, (enum obj_verb)verb);
+    return n;
+}
+
+/* 256 flushes are 256 segments, and a checkpoint: a part, an index, a manifest. Nothing that was
+ * put is read back. */
 static void requests(void *arg) {
     struct world *w = arg;
     create_volume(w);
     open_volume(w);
+    uint64_t sent = requests_sent(w);
     size_t segments = count(w, "/log/"), manifests = count(w, "/manifest/");
     for (uint64_t i = 0; i < 256; i++) {
         write_block(w, i * 7, 1);
@@ -307,6 +318,7 @@ static void requests(void *arg) {
     }
     fiber_sleep_us(w->env, 10 * 1000 * 1000);
     assert_int_equal(w->v->stats.checkpoints, 1);
+    assert_int_equal(requests_sent(w), sent + 256 + 3);
     assert_int_equal(count(w, "/log/"), segments + 256);
     assert_int_equal(count(w, "/map/"), 2);
     assert_int_equal(count(w, "/manifest/"), manifests + 1);
@@ -363,7 +375,10 @@ static void run_world(void (*fn)(void *arg)) {
     virtual_env_init(&w.venv, 1);
     w.env = &w.venv.env;
     w.bucket = memory_store_new();
-    w.store = objstore_retry_new(objstore_memory_open(w.env, w.bucket), &(struct retry_options){0});
+    w.store = objstore_stats_new(
+        objstore_retry_new(objstore_memory_open(w.env, w.bucket), &(struct retry_options){0}), NULL,
+        NULL);
+    w.stats = objstore_stats(w.store);
     id_format_key(&w.key, ID_VOLUME, "0123456789abcdef0123456789abcdef", 1);
     virtual_env_call(&w.venv, fn, &w);
     assert_true(w.finished);

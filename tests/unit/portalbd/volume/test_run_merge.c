@@ -309,7 +309,7 @@ static void merge_runs(struct fixture *f, size_t count, bool bottom) {
     struct root_run run;
     struct err e = {0};
     struct run_merge_options o = options(f, bottom);
-    int rc = run_merge(&o, runs, count, &run, NULL, &e);
+    int rc = run_merge(&o, runs, count, &run, NULL, NULL, &e);
     if (rc < 0)
         fail_msg("%s", e.text);
     struct run_reader *merged = open_reader(f, &run);
@@ -457,7 +457,7 @@ static void merge_fiber(void *arg) {
     struct cancelled_merge *c = arg;
     struct root_run run;
     struct run_merge_options o = options(c->f, true);
-    c->rc = run_merge(&o, c->runs, 2, &run, NULL, NULL);
+    c->rc = run_merge(&o, c->runs, 2, &run, NULL, NULL, NULL);
     c->ended = true;
 }
 
@@ -495,7 +495,7 @@ static struct run_reader *random_bottom(struct fixture *f, struct place *model) 
     struct run_reader *r = random_run(f, model);
     struct run_merge_options o = options(f, true);
     struct root_run run;
-    assert_int_equal(run_merge(&o, &r, 1, &run, NULL, NULL), 0);
+    assert_int_equal(run_merge(&o, &r, 1, &run, NULL, NULL, NULL), 0);
     run_reader_unref(r);
     for (size_t i = 0; i < SECTORS; i++)
         if (model[i].kind == EXTENT_HOLE)
@@ -520,7 +520,7 @@ static void fault_sweep_of(struct fixture *f, bool bottom) {
         f->gate.requests = 0;
         f->gate.fail_at = failures + 1;
         struct run_merge_options o = options(f, bottom);
-        rc = run_merge(&o, runs, 2, &run, NULL, &e);
+        rc = run_merge(&o, runs, 2, &run, NULL, NULL, &e);
         assert_true(rc == 0 || rc == -ERR_DENIED);
         assert_true(rc == 0 || strstr(e.text, "denied"));
     }
@@ -547,7 +547,7 @@ static struct run_reader *merge_into(struct fixture *f, struct run_reader *upper
     struct run_reader *runs[] = {upper, bottom};
     struct root_run run;
     struct err e = {0};
-    if (run_merge(&o, runs, 2, &run, stats, &e) < 0)
+    if (run_merge(&o, runs, 2, &run, NULL, stats, &e) < 0)
         fail_msg("%s", e.text);
     return open_reader(f, &run);
 }
@@ -623,7 +623,7 @@ static void covered(void *arg) {
         struct run_merge_options o = options(f, true);
         struct run_merge_stats stats;
         f->gate.requests = 0;
-        assert_int_equal(run_merge(&o, runs, 2, &run, &stats, NULL), 0);
+        assert_int_equal(run_merge(&o, runs, 2, &run, NULL, &stats, NULL), 0);
         assert_int_equal(stats.entries_read, 1);
         assert_int_equal(stats.parts_reused, what == 1 ? 1 : 0);
         if (what == 0) {
@@ -682,7 +682,7 @@ static void damaged_shares(void *arg) {
         CLEANUP_BUF struct buf kept = {0};
         buf_append(&kept, old.data, old.len);
         memory_store_replace(f->memory, key, buf_view(&now));
-        assert_int_equal(run_merge(&o, runs, 2, &run, NULL, &e), -ERR_CORRUPT);
+        assert_int_equal(run_merge(&o, runs, 2, &run, NULL, NULL, &e), -ERR_CORRUPT);
         assert_non_null(strstr(e.text, key));
         memory_store_replace(f->memory, key, buf_view(&kept));
         assert_true(memory_store_find(f->memory, key, &part));
@@ -711,7 +711,7 @@ static void evacuated(void *arg) {
         struct run_merge_options o = options(f, what == 1);
         struct root_run run;
         o.evacuates = &root;
-        assert_int_equal(run_merge(&o, runs, 3, &run, NULL, NULL), 0);
+        assert_int_equal(run_merge(&o, runs, 3, &run, NULL, NULL, NULL), 0);
         struct run_reader *merged = open_reader(f, &run);
         const struct run_index *x = run_reader_index(merged);
         for (size_t i = 0; i < x->usage_count; i++) {
@@ -735,7 +735,7 @@ static void stopped(void *arg) {
     struct root_run run;
     bool stop = true;
     o.stop = &stop;
-    assert_int_equal(run_merge(&o, &r, 1, &run, NULL, NULL), -ERR_CANCELLED);
+    assert_int_equal(run_merge(&o, &r, 1, &run, NULL, NULL, NULL), -ERR_CANCELLED);
     run_reader_unref(r);
     free(model);
 }
