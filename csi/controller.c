@@ -143,6 +143,7 @@ static void set_publish_context(struct rpc_call *call, const struct volume_info 
         {CONTEXT_FSTYPE, string_map_get(&r->parameters, PARAMETER_FSTYPE)},
         {CONTEXT_MKFS_OPTIONS, string_map_get(&r->parameters, PARAMETER_MKFS_OPTIONS)},
         {CONTEXT_CACHE_SIZE, string_map_get(&r->parameters, PARAMETER_CACHE_SIZE)},
+        {CONTEXT_DISK_CACHE, string_map_get(&r->parameters, PARAMETER_DISK_CACHE)},
         {CONTEXT_SOURCE, r->source_kind == SOURCE_NONE ? NULL : r->source},
         {CONTEXT_SIZE, rpc_printf(call, "%llu", (unsigned long long)size)},
     };

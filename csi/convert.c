@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/options.h"
 #include "common/secret.h"
 #include "csi/mount/filesystem.h"
 #include "portalbd/catalog/catalog.h"
@@ -222,5 +223,21 @@ int csi_capacity_parse(const Csi__V1__CapacityRange *range, uint64_t missing, ui
                        (unsigned long long)size, (long long)limit);
     *ret_size = size;
     *ret_limit = (uint64_t)limit;
+    return 0;
+}
+
+/* --- disk cache --- */
+
+int csi_disk_cache_parse(const char *text, uint64_t *ret_bytes, bool *ret_none, struct err *e) {
+    /* What a daemon takes: the node would refuse another size, and the volume would never be used
+     */
+    const uint64_t min = UINT64_C(64) << 20, max = UINT64_C(1) << 42;
+    uint64_t bytes = 0;
+    bool none = strcmp(text, "none") == 0;
+    if (!none && (option_parse_size(text, &bytes, NULL) != 0 || bytes < min || bytes > max))
+        return err_set(e, -ERR_INVALID, "'%.64s' is neither none nor a size from 64Mi to 4Ti",
+                       text);
+    *ret_bytes = bytes;
+    *ret_none = none;
     return 0;
 }

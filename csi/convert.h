@@ -52,3 +52,6 @@ int csi_capacity_parse(const Csi__V1__CapacityRange *range, uint64_t missing, ui
 
 /* Up to the next step, or to the next 4096 where the step passes the limit. */
 uint64_t csi_size_round(uint64_t size, uint64_t limit);
+
+/* "none", or a size that a node's disk cache may have for a volume. */
+int csi_disk_cache_parse(const char *text, uint64_t *ret_bytes, bool *ret_none, struct err *e);

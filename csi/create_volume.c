@@ -46,11 +46,17 @@ static int check_parameter(const char *key, const char *value, struct wish *w, s
         int rc = option_parse_size(value, &bytes, e);
         return rc && e ? err_wrap(e, "parameter cacheSize") : rc;
     }
+    if (strcmp(key, PARAMETER_DISK_CACHE) == 0) {
+        uint64_t bytes;
+        bool none;
+        int rc = csi_disk_cache_parse(value, &bytes, &none, e);
+        return rc && e ? err_wrap(e, "parameter diskCacheSize") : rc;
+    }
     if (parameter_is_extra(key))
         return 0;
     return err_set(e, -ERR_INVALID,
                    "parameter '%.64s' is not known; a StorageClass may have pool, "
-                   "csi.storage.k8s.io/fstype, mkfsOptions and cacheSize",
+                   "csi.storage.k8s.io/fstype, mkfsOptions, cacheSize and diskCacheSize",
                    key);
 }
 

@@ -15,6 +15,7 @@
 #define CONTEXT_FSTYPE        "fsType"
 #define CONTEXT_MKFS_OPTIONS  "mkfsOptions"
 #define CONTEXT_CACHE_SIZE    "cacheSize"
+#define CONTEXT_DISK_CACHE    "diskCacheSize"
 #define CONTEXT_SOURCE        "source"    /* id of the snapshot or volume it was made from */
 #define CONTEXT_SIZE          "sizeBytes" /* at least so large it is to be */
 
@@ -23,6 +24,7 @@
 #define PARAMETER_FSTYPE       "csi.storage.k8s.io/fstype"
 #define PARAMETER_MKFS_OPTIONS "mkfsOptions"
 #define PARAMETER_CACHE_SIZE   "cacheSize"
+#define PARAMETER_DISK_CACHE   "diskCacheSize"
 
 /* --- identity (identity.c) --- */
 

@@ -59,6 +59,16 @@ static int parse_epoch(const struct staging *s, uint64_t *ret, struct err *e) {
     return 0;
 }
 
+static int wish_disk_cache(const struct staging *s,
+                           Portalbd__Agent__V1__AttachVolumeRequest *request, struct err *e) {
+    const char *text = context_get(s, CONTEXT_DISK_CACHE);
+    bool none = false;
+    if (text[0] && csi_disk_cache_parse(text, &request->disk_cache_bytes, &none, e) != 0)
+        return err_wrap(e, "publish_context." CONTEXT_DISK_CACHE);
+    request->no_disk_cache = none;
+    return 0;
+}
+
 static int attach(struct node *n, struct rpc_call *call, const struct staging *s,
                   struct device *ret, struct err *e) {
     Portalbd__Agent__V1__AttachVolumeRequest request =
@@ -68,6 +78,8 @@ static int attach(struct node *n, struct rpc_call *call, const struct staging *s
     int rc = parse_epoch(s, &request.publish_epoch, e);
     if (rc == 0 && cache[0] && option_parse_size(cache, &request.cache_bytes, e) != 0)
         rc = err_wrap(e, "publish_context." CONTEXT_CACHE_SIZE);
+    if (rc == 0)
+        rc = wish_disk_cache(s, &request, e);
     if (rc)
         return rc;
     request.volume_id = (char *)s->volume_id;

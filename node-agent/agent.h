@@ -36,6 +36,8 @@ struct agent_config {
     const char *version;                 /* of this agent */
     struct cgroups *cgroups;             /* NULL: daemons stay in the agent's */
     uint64_t cache_bytes, journal_bytes; /* defaults; 0: the daemon's own */
+    const char *disk_cache;              /* a folder; NULL: this node has none */
+    uint64_t disk_cache_bytes;           /* default */
     bool upgrade; /* at the start: daemons of another version, one after the other */
     struct agent_backend backends[AGENT_BACKENDS_MAX]; /* the first usable one is the default */
     size_t backend_count;
@@ -80,8 +82,10 @@ struct agent_attach {
     const char *volume;
     uint64_t publish_epoch;
     bool read_only;
-    const char *backend;                   /* "" or NULL: the default */
-    uint64_t cache_bytes, journal_bytes;   /* 0: the agent's default */
+    const char *backend;                 /* "" or NULL: the default */
+    uint64_t cache_bytes, journal_bytes; /* 0: the agent's default */
+    uint64_t disk_cache_bytes;           /* the same; of no meaning where the node has none */
+    bool no_disk_cache;
     const struct pool_config *credentials; /* access_key_id, secret_access_key and session_token
                                               instead of the pool file's; NULL: none */
 };

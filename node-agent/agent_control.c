@@ -47,6 +47,18 @@ static int wait_of(const struct agent_control *c, const json_t *args, uint64_t *
 
 /* --- verbs --- */
 
+/* Somebody who asks for it here hears that there is none. */
+static int take_disk_cache(const struct agent_control *c, const json_t *args,
+                           struct agent_attach *req, struct err *e) {
+    int rc = optional_u64(args, "disk_cache_bytes", &req->disk_cache_bytes, e);
+    if (rc == 0)
+        rc = optional_bool(args, "no_disk_cache", &req->no_disk_cache, e);
+    if (rc == 0 && req->disk_cache_bytes && !agent_config(c->agent)->disk_cache)
+        rc = err_set(e, -ERR_INVALID,
+                     "this node has no disk cache; node-agent --disk-cache DIR gives it one");
+    return rc;
+}
+
 static int on_attach(struct agent_control *c, const json_t *args, json_t **ret, struct err *e) {
     struct agent_attach req = {.backend = json_string_value(json_object_get(args, "backend"))};
     struct attachment_info info;
@@ -60,6 +72,8 @@ static int on_attach(struct agent_control *c, const json_t *args, json_t **ret, 
         rc = optional_u64(args, "cache_bytes", &req.cache_bytes, e);
     if (rc == 0)
         rc = optional_u64(args, "journal_bytes", &req.journal_bytes, e);
+    if (rc == 0)
+        rc = take_disk_cache(c, args, &req, e);
     if (rc == 0)
         rc = wait_of(c, args, &wait_us, e);
     if (rc == 0)

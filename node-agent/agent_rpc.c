@@ -86,6 +86,8 @@ static int on_attach(struct rpc_call *call, const Portalbd__Agent__V1__AttachVol
                    .backend = request->backend,
                    .cache_bytes = request->cache_bytes,
                    .journal_bytes = request->journal_bytes,
+                   .disk_cache_bytes = request->disk_cache_bytes,
+                   .no_disk_cache = request->no_disk_cache,
                    .credentials = credentials.access_key_id ? &credentials : NULL}};
     rc = ask(call, &q, ask_attach, e);
     if (rc < 0)

@@ -172,6 +172,22 @@ static int check_same(const struct attachment *at, const struct attach_state *wa
     return 0;
 }
 
+/* A cache is nothing that a volume needs: a node that has none serves without. */
+static int choose_disk_cache(const struct agent *a, const struct agent_attach *req, uint64_t *ret,
+                             struct err *e) {
+    uint64_t asked = req->disk_cache_bytes;
+    if (asked && req->no_disk_cache)
+        return err_set(e, -ERR_INVALID, "a size of the disk cache, and none of it");
+    if (asked && (asked < DAEMON_DISK_CACHE_MIN || asked > DAEMON_DISK_CACHE_MAX))
+        return err_set(e, -ERR_INVALID, "a disk cache has from 64 MiB to 4 TiB, not %llu bytes",
+                       (unsigned long long)asked);
+    if (!a->config.disk_cache || req->no_disk_cache)
+        *ret = 0;
+    else
+        *ret = asked ? asked : a->config.disk_cache_bytes;
+    return 0;
+}
+
 static int make_state(struct agent *a, const struct agent_attach *req, struct parsed_id *ret_id,
                       struct attach_state *ret, struct err *e) {
     int rc = id_parse(ret_id, req->volume, e);
@@ -187,12 +203,17 @@ static int make_state(struct agent *a, const struct agent_attach *req, struct pa
     if (req->publish_epoch > UINT32_MAX)
         return err_set(e, -ERR_INVALID, "publish epoch %llu is out of range",
                        (unsigned long long)req->publish_epoch);
+    uint64_t disk_cache_bytes;
+    rc = choose_disk_cache(a, req, &disk_cache_bytes, e);
+    if (rc < 0)
+        return rc;
     *ret = (struct attach_state){
         .publish_epoch = req->publish_epoch,
         .read_only = req->read_only,
         .own_credentials = req->credentials != NULL,
         .cache_bytes = req->cache_bytes ? req->cache_bytes : a->config.cache_bytes,
         .journal_bytes = req->journal_bytes ? req->journal_bytes : a->config.journal_bytes,
+        .disk_cache_bytes = disk_cache_bytes,
     };
     memcpy(ret->volume, req->volume, strlen(req->volume) + 1);
     snprintf(ret->backend, sizeof ret->backend, "%s", backend->ops->name);

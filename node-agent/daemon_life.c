@@ -19,6 +19,7 @@ int attachment_start_daemon(struct attachment *at, bool upload, struct err *e) {
     struct agent *a = at->agent;
     CHECK(!at->daemon);
     CHECK(upload || at->link.daemon_fd >= 0);
+    bool disk_cache = a->config.disk_cache && at->state.disk_cache_bytes && !upload;
     CLEANUP_FREE char *pool_path = state_pool_path(a->state, at->state.volume);
     const struct daemon_spec spec = {
         .program = a->config.daemon_program,
@@ -30,6 +31,8 @@ int attachment_start_daemon(struct attachment *at, bool upload, struct err *e) {
         .publish_epoch = at->state.publish_epoch,
         .cache_bytes = at->state.cache_bytes,
         .journal_bytes = at->state.journal_bytes,
+        .disk_cache = disk_cache ? a->config.disk_cache : NULL,
+        .disk_cache_bytes = at->state.disk_cache_bytes,
         .read_only = at->state.read_only,
         .resume = at->state.opened,
         .device_flag = upload ? NULL : at->backend->ops->daemon_flag,

@@ -7,6 +7,7 @@
  * them. */
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,7 @@
 #include "node-agent/journal_space.h"
 #include "node-agent/register.h"
 #include "node-agent/scrape.h"
+#include "node-agent/supervisor.h"
 
 enum {
     WORKERS = 32,    /* jobs that block: one hanging device each at worst */
@@ -50,6 +52,8 @@ struct config {
     uint64_t cache_size, journal_size;
     uint64_t journal_space;
     char *state_dir, *cgroup;
+    char *disk_cache;
+    uint64_t disk_cache_size;
     int upgrade;
     uint64_t call_wait;
     bool drain, exit_when_idle;
@@ -104,6 +108,13 @@ static const struct option_spec options[] = {
      .help = "Mount a tmpfs of this size for all journals (journals/ in --run-dir), unless "
              "something is mounted there; it stays when the agent ends. 0: journals are in the "
              "file system of --run-dir."},
+    {"disk-cache", OPTION_STRING, offsetof(struct config, disk_cache), .arg = "DIR",
+     .help = "Folder, on a disk of this node (not on one of our volumes), for a second cache of "
+             "each volume behind the one in RAM; without it there is none. What is in it goes with "
+             "the daemon that made it."},
+    {"disk-cache-size", OPTION_SIZE, offsetof(struct config, disk_cache_size), .def = "4Gi",
+     .min = DAEMON_DISK_CACHE_MIN, .max = DAEMON_DISK_CACHE_MAX,
+     .help = "Bytes of disk cache of each volume, unless the volume says otherwise."},
     {"cgroup", OPTION_STRING, offsetof(struct config, cgroup), .arg = "PATH",
      .help = "Give each daemon a cgroup of its own below this one, which is relative to the mounts "
              "of cgroups; without it daemons stay in the agent's."},
@@ -190,10 +201,33 @@ static int take_run_dir(struct config *c, struct err *e) {
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return err_set(e, -ERR_IN_USE, "another agent has the run folder %s", dir);
     struct statfs fs;
-    if (statfs(dir, &fs) == 0 && fs.f_type != 0x01021994) /* TMPFS_MAGIC */
+    if (statfs(dir, &fs) == 0 && fs.f_type != TMPFS_MAGIC)
         log_warn(
             "the run folder is not a tmpfs; attach files of an earlier boot are told by its id",
             LOG_STR("dir", dir));
+    return 0;
+}
+
+/* A disk that is not there today is no reason to serve nothing; each daemon looks again. */
+static int check_disk_cache(struct config *c, struct err *e) {
+    struct statfs fs;
+    if (!c->disk_cache || !c->disk_cache[0]) {
+        free(TAKE_PTR(c->disk_cache));
+        return 0;
+    }
+    if (c->disk_cache[0] != '/')
+        return err_set(e, -ERR_CONFIG, "--disk-cache: '%s' is not an absolute path", c->disk_cache);
+    (void)mkdir(c->disk_cache, 0700); /* if it did not work, the next call says so */
+    int fd = open(c->disk_cache, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        log_warn("volumes have no disk cache until its folder is there",
+                 LOG_STR("dir", c->disk_cache), LOG_ERRNO(errno));
+        return 0;
+    }
+    if (fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
+        log_warn("the folder of the disk cache is a tmpfs: what is in it takes memory",
+                 LOG_STR("dir", c->disk_cache));
+    close(fd);
     return 0;
 }
 
@@ -267,6 +301,8 @@ static int start(struct node_agent *n, struct err *e) {
         .upgrade = c->upgrade,
         .cache_bytes = c->cache_size,
         .journal_bytes = c->journal_size,
+        .disk_cache = c->disk_cache,
+        .disk_cache_bytes = c->disk_cache_size,
         .backend_count = n->backend_count,
     };
     memcpy(config.backends, n->backends, sizeof config.backends);
@@ -374,6 +410,8 @@ static int set_up(struct node_agent *n, struct err *e) {
     if (!n->config.daemon)
         n->config.daemon = default_daemon();
     int rc = take_run_dir(&n->config, e);
+    if (rc == 0)
+        rc = check_disk_cache(&n->config, e);
     if (rc == 0)
         rc = journal_space_mount(n->config.run_dir, n->config.journal_space, e);
     if (rc == 0)

@@ -33,9 +33,10 @@ void attach_state_encode(struct buf *out, const struct attach_state *s) {
                   "journal_bytes", (json_int_t)s->journal_bytes, "pid", (json_int_t)s->pid,
                   "pid_start", (json_int_t)s->pid_start, "served", s->served);
     json_t *of_daemon =
-        json_pack("{s:b, s:s, s:i, s:I, s:I}", "opened", s->opened, "journal",
+        json_pack("{s:b, s:s, s:i, s:I, s:I, s:I}", "opened", s->opened, "journal",
                   s->journal_memory ? "memory" : "shm", "nbd_flags", s->nbd_flags, "size_bytes",
-                  (json_int_t)s->size_bytes, "restarts", (json_int_t)s->restarts);
+                  (json_int_t)s->size_bytes, "restarts", (json_int_t)s->restarts,
+                  "disk_cache_bytes", (json_int_t)s->disk_cache_bytes);
     CHECK(j && of_daemon && json_object_update(j, of_daemon) == 0);
     json_decref(of_daemon);
     char *text = json_dumps(j, JSON_INDENT(1));
@@ -54,21 +55,24 @@ static bool copy_text(char *to, size_t room, const char *from) {
     return true;
 }
 
-/* What files of agents that knew no resuming do not have: their daemons' journals are memory. */
+/* What files of older agents do not have. Of those that knew no resuming, daemons' journals are
+ * memory. */
 static bool unpack_daemon(struct attach_state *s, json_t *j) {
     int opened = 0, flags = 0;
-    json_int_t size = 0, restarts = 0;
+    json_int_t size = 0, restarts = 0, disk_cache = 0;
     const char *journal = "memory";
-    if (json_unpack(j, "{s?:b, s?:s, s?:i, s?:I, s?:I}", "opened", &opened, "journal", &journal,
-                    "nbd_flags", &flags, "size_bytes", &size, "restarts", &restarts) < 0)
+    if (json_unpack(j, "{s?:b, s?:s, s?:i, s?:I, s?:I, s?:I}", "opened", &opened, "journal",
+                    &journal, "nbd_flags", &flags, "size_bytes", &size, "restarts", &restarts,
+                    "disk_cache_bytes", &disk_cache) < 0)
         return false;
-    if (flags < 0 || flags > UINT16_MAX || size < 0 || restarts < 0)
+    if (flags < 0 || flags > UINT16_MAX || size < 0 || restarts < 0 || disk_cache < 0)
         return false;
     s->opened = opened;
     s->journal_memory = strcmp(journal, "shm") != 0;
     s->nbd_flags = (uint16_t)flags;
     s->size_bytes = (uint64_t)size;
     s->restarts = (uint64_t)restarts;
+    s->disk_cache_bytes = (uint64_t)disk_cache;
     return true;
 }
 

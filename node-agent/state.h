@@ -26,10 +26,11 @@ struct attach_state {
     char backend[STATE_BACKEND_MAX];
     uint64_t publish_epoch; /* < 2^32 */
     bool read_only;
-    bool own_credentials;   /* came with the call, not from the agent's pool file */
-    uint64_t cache_bytes;   /* 0: the daemon's default */
-    uint64_t journal_bytes; /* 0: the daemon's default */
-    int64_t pid;            /* of its daemon; 0: none was started yet */
+    bool own_credentials;      /* came with the call, not from the agent's pool file */
+    uint64_t cache_bytes;      /* 0: the daemon's default */
+    uint64_t journal_bytes;    /* 0: the daemon's default */
+    uint64_t disk_cache_bytes; /* 0: none */
+    int64_t pid;               /* of its daemon; 0: none was started yet */
     uint64_t pid_start; /* start time of that process, in clock ticks: tells it from a later one */
     bool served;        /* it was attached once: the device was there and served */
     bool opened;        /* a daemon of this attachment has owned the volume: the next one resumes */

@@ -186,6 +186,10 @@ static void build_args(struct args *a, const struct daemon_spec *spec) {
         args_add_u64(a, "--cache-size", spec->cache_bytes);
     if (spec->journal_bytes)
         args_add_u64(a, "--journal-size", spec->journal_bytes);
+    if (spec->disk_cache) {
+        args_add_text(a, "--disk-cache", spec->disk_cache);
+        args_add_u64(a, "--disk-cache-size", spec->disk_cache_bytes);
+    }
 }
 
 /* Both descriptors were lifted above HIGH_FD, so no copy overwrites another's source. Without a

@@ -6,6 +6,7 @@
  *   argv      portalbd attach --volume ID --pools FILE --publish-epoch N --node-id ID --run-dir DIR
  *                 [--fuse-fd 3 | --nbd-fd 3] --ready-fd 4 [--resume] [--state-dir DIR]
  *                 [--read-only] [--cache-size N] [--journal-size N]
+ *                 [--disk-cache DIR --disk-cache-size N]
  *   fd 3      the device's descriptor. Without one: upload only, which is to open the volume,
  *             replay the journal, store everything, close and exit
  *   --resume  an earlier daemon of this attachment has owned the volume
@@ -29,6 +30,10 @@ enum {
     DAEMON_WAITS_MAX = 256,
 };
 
+/* What --disk-cache-size may be. */
+#define DAEMON_DISK_CACHE_MIN (UINT64_C(64) << 20)
+#define DAEMON_DISK_CACHE_MAX (UINT64_C(1) << 42)
+
 enum daemon_exit {
     DAEMON_EXIT_CLEAN = 0,       /* everything is in the store */
     DAEMON_EXIT_UNSAVED = 3,     /* something is not; it is in the journal */
@@ -46,6 +51,8 @@ struct daemon_spec {
     uint64_t cache_bytes;   /* 0: its default */
     uint64_t journal_bytes; /* 0: its default */
     const char *state_dir;  /* "" or NULL: its default */
+    const char *disk_cache; /* a folder; NULL: no disk cache */
+    uint64_t disk_cache_bytes;
     bool read_only;
     bool resume;
     const char *device_flag; /* how it gets device_fd; NULL: upload only */

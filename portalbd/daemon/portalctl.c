@@ -67,6 +67,12 @@ static const struct option_spec options[] = {
      .commands = OPTION_FOR(ATTACH),
      .help = "Bytes of writes that may be acknowledged and not yet stored; 0: the agent's "
              "default."},
+    {"disk-cache-size", OPTION_SIZE, offsetof(struct ctl_config, disk_cache_size),
+     .commands = OPTION_FOR(ATTACH),
+     .help = "Bytes of disk cache, from 64Mi to 4Ti, where the agent has a folder for one; 0: the "
+             "agent's default."},
+    {"no-disk-cache", OPTION_BOOL, offsetof(struct ctl_config, no_disk_cache),
+     .commands = OPTION_FOR(ATTACH), .help = "No disk cache for this volume."},
     {"limit", OPTION_DURATION, offsetof(struct ctl_config, limit_us), .def = "60s",
      .min = 100 * 1000, .max = SECONDS(7 * 86400), .commands = OPTION_FOR(DETACH),
      .help = "How long to wait until everything is in the store."},

@@ -116,6 +116,10 @@ static int attach_published(struct ctl *c, const struct target *t, const char *n
         json_object_set_new(args, "cache_bytes", json_integer((json_int_t)k->cache_size));
     if (k->journal_size)
         json_object_set_new(args, "journal_bytes", json_integer((json_int_t)k->journal_size));
+    if (k->disk_cache_size)
+        json_object_set_new(args, "disk_cache_bytes", json_integer((json_int_t)k->disk_cache_size));
+    if (k->no_disk_cache)
+        json_object_set_new(args, "no_disk_cache", json_true());
     json_t *answer = NULL;
     int rc = ctl_ask_patiently(c, "attach", t->id, args, k->timeout_us, &answer, e);
     json_decref(args);

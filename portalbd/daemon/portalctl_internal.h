@@ -30,6 +30,8 @@ struct ctl_config {
     bool read_only;
     bool steal;
     uint64_t cache_size, journal_size;
+    uint64_t disk_cache_size;
+    bool no_disk_cache;
     uint64_t limit_us;
     bool start_agent;
     bool all;

@@ -30,6 +30,9 @@ REFUSED = {
     "a size without unit": ("nodeAgent: {journalSize: 64}", ["/nodeAgent/journalSize", "want string"]),
     "a size in MB": ("nodeAgent: {cacheSize: 64MB}", ["/nodeAgent/cacheSize", "(Mi|Gi)"]),
     "a cgroup above": ("nodeAgent: {cgroup: ../other}", ["/nodeAgent/cgroup"]),
+    "a disk cache at a relative path": ("nodeAgent: {diskCache: {path: nvme}}", ["/nodeAgent/diskCache/path"]),
+    "a disk cache for all": ("nodeAgent: {diskCache: {size: 1Gi}}", ["/nodeAgent/diskCache", "'size' not allowed"]),
+    "a class with half a disk cache": ("storageClasses: [{name: a, diskCacheSize: some}]", ["diskCacheSize", "none|"]),
     "a backend that is none": ("nodeAgent: {backends: [iscsi]}", ["/nodeAgent/backends/0", "'nbd', 'fuse'"]),
     "a filesystem that is none": ("storageClasses: [{name: a, fsType: btrfs}]", ["fsType", "'ext4', 'xfs'"]),
     "a class without name": ("storageClasses: [{fsType: xfs}]", ["/storageClasses/0", "missing property 'name'"]),
@@ -49,6 +52,8 @@ REFUSED = {
     "keys twice": ("pools: [{name: a, url: s3://b/p, accessKeyId: me, secretAccessKey: sesame, existingSecret: mine}]",
                    ["either existingSecret or the keys"]),
     "two sources of pools": ("existingPoolsSecret: x", ["either pools or existingPoolsSecret"]),
+    "a disk cache that is too small": ("nodeAgent: {diskCache: {path: /mnt/a, sizePerVolume: 63Mi}}", ["63Mi is not from 64Mi"]),
+    "a disk cache that is too large": ("nodeAgent: {diskCache: {path: /mnt/a, sizePerVolume: 4097Gi}}", ["not from 64Mi to 4096Gi"]),
     "a class of no pool": ("storageClasses: [{name: a, pool: other}]", ["wants pool 'other'"]),
     "a class of any pool": ("pools: [{name: a, url: s3://b/p}, {name: b, url: s3://c/p}]", ["has to name one of the 2 pools"]),
 }

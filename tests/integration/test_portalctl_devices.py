@@ -116,16 +116,18 @@ class Devices(unittest.TestCase):
     def test_options_and_json(self):
         self.ok("snapshot", "create", "v", "s")
         out = json.loads(self.ok("-o", "json", "attach", "--backend", "nbd", "--read-only", "--cache-size",
-                                 "8M", "--journal-size", "16M", "v"))
+                                 "8M", "--journal-size", "16M", "--disk-cache-size", "1G", "v"))
         self.assertEqual((out["device"], out["name"], out["backend"]), ("/dev/none0", "v", "nbd"))
         request = self.asked("attach")[0]
         self.assertEqual((request["backend"], request["read_only"], request["cache_bytes"],
-                          request["journal_bytes"]), ("nbd", True, 8 << 20, 16 << 20))
+                          request["journal_bytes"], request["disk_cache_bytes"]), ("nbd", True, 8 << 20, 16 << 20, 1 << 30))
+        self.assertNotIn("no_disk_cache", request)
         self.ok("attach", "v@s")  # nobody's: it is not published
         request = self.asked("attach")[-1]
         self.assertEqual((request["publish_epoch"], request["read_only"]), (0, True))
         self.ok("volume", "create", "w", "--size", "64M")
-        self.ok("attach", "w")
+        self.ok("attach", "w", "--no-disk-cache")
+        self.assertIs(self.asked("attach")[-1]["no_disk_cache"], True)
         rows = json.loads(self.ok("devices", "--json", store=[]))
         self.assertEqual(sorted(r["name"] for r in rows), ["v", "v@s", "w"])  # of two pages
         table = self.ok("devices", store=[])

@@ -37,7 +37,9 @@ static struct fixture {
     struct image images[IMAGES_MAX];
     const char *agent_version;
     unsigned attaches, detaches;
-    uint64_t epoch; /* of the last attach */
+    uint64_t epoch; /* of the last attach, like what follows */
+    uint64_t disk_cache_bytes;
+    bool no_disk_cache;
 } f;
 
 /* The stand-in's threads and the test's take turns; this says so to the thread sanitizer, which
@@ -112,6 +114,8 @@ static int fake_attach(struct rpc_call *call,
         loop_attach(image);
     f.attaches++;
     f.epoch = request->publish_epoch;
+    f.disk_cache_bytes = request->disk_cache_bytes;
+    f.no_disk_cache = request->no_disk_cache;
     response->device_path = rpc_strdup(call, image->device);
     response->size_bytes = file_size(path);
     return 0;
@@ -290,8 +294,9 @@ static Csi__V1__VolumeCapability__AccessMode mode;
 static Csi__V1__VolumeCapability__MountVolume mount_volume;
 static Csi__V1__VolumeCapability__BlockVolume block_volume;
 static Csi__V1__VolumeCapability capability;
-static const char *source; /* publish_context.source */
-static const char *epoch;  /* publish_context.publishEpoch */
+static const char *source;     /* publish_context.source */
+static const char *epoch;      /* publish_context.publishEpoch */
+static const char *disk_cache; /* publish_context.diskCacheSize */
 static bool publish_read_only;
 
 static void want(const char *fstype) {
@@ -311,6 +316,7 @@ static void want(const char *fstype) {
     }
     source = "";
     epoch = "5";
+    disk_cache = "";
     publish_read_only = false;
 }
 
@@ -320,14 +326,16 @@ static struct rpc_client_call how(void) {
 }
 
 #define SET_CONTEXT(request, Entry, init)                                                          \
-    Entry context_epoch_ = init, context_source_ = init;                                           \
-    Entry *context_[] = {&context_epoch_, &context_source_};                                       \
+    Entry context_epoch_ = init, context_source_ = init, context_disk_ = init;                     \
+    Entry *context_[] = {&context_epoch_, &context_source_, &context_disk_};                       \
+    context_disk_.key = (char *)CONTEXT_DISK_CACHE;                                                \
+    context_disk_.value = (char *)disk_cache;                                                      \
     context_epoch_.key = (char *)CONTEXT_PUBLISH_EPOCH;                                            \
     context_epoch_.value = (char *)epoch;                                                          \
     context_source_.key = (char *)CONTEXT_SOURCE;                                                  \
     context_source_.value = (char *)source;                                                        \
     (request).publish_context = context_;                                                          \
-    (request).n_publish_context = epoch[0] ? 2 : 0
+    (request).n_publish_context = epoch[0] ? 3 : 0
 
 static int stage_volume(const char *id, const char *staging) {
     Csi__V1__NodeStageVolumeRequest r = CSI__V1__NODE_STAGE_VOLUME_REQUEST__INIT;
@@ -441,11 +449,15 @@ static int64_t fs_size(const char *name) {
 /* --- tests --- */
 
 static void life(const char *fstype) {
+    bool ext4 = strcmp(fstype, "ext4") == 0;
     want(fstype);
+    disk_cache = ext4 ? "1Gi" : "none";
     make_image("v", 400 * MIB);
     for (int i = 0; i < 2; i++)
         OK(stage_volume("v", "stage"));
     assert_int_equal(f.epoch, 5);
+    assert_int_equal(f.disk_cache_bytes, ext4 ? 1024 * MIB : 0);
+    assert_int_equal(f.no_disk_cache, !ext4);
     for (int i = 0; i < 2; i++)
         OK(publish_volume("v", "stage", "target"));
     put_file("target/file", "hello");
@@ -692,6 +704,10 @@ static void test_bad_requests(void **state) {
     assert_non_null(strstr(f.e.text, "publishEpoch"));
     epoch = "4294967296";
     assert_int_equal(stage_volume("v", "stage"), -ERR_INVALID);
+    want("ext4");
+    disk_cache = "some";
+    assert_int_equal(stage_volume("v", "stage"), -ERR_INVALID);
+    assert_non_null(strstr(f.e.text, "diskCacheSize"));
     want("ntfs");
     assert_int_equal(stage_volume("v", "stage"), -ERR_INVALID);
     want("ext4");

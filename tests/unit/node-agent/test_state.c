@@ -46,6 +46,7 @@ static struct attach_state example(void) {
                                  .own_credentials = true,
                                  .cache_bytes = UINT64_C(1) << 40,
                                  .journal_bytes = 1 << 26,
+                                 .disk_cache_bytes = UINT64_C(1) << 42,
                                  .pid = 4711,
                                  .pid_start = UINT64_C(123456789012),
                                  .served = true,
@@ -70,6 +71,7 @@ static void test_there_and_back(void **state) {
     assert_int_equal(back.nbd_flags, 0xfff5);
     assert_int_equal(back.size_bytes, UINT64_C(1) << 60);
     assert_int_equal(back.restarts, 3);
+    assert_int_equal(back.disk_cache_bytes, UINT64_C(1) << 42);
     CLEANUP_BUF struct buf again = {0};
     attach_state_encode(&again, &back);
     assert_true(view_equal(buf_view(&text), buf_view(&again)));
@@ -88,6 +90,7 @@ static void test_old_file(void **state) {
     assert_true(back.served && back.journal_memory && !back.opened);
     assert_int_equal(back.publish_epoch, 3);
     assert_int_equal(back.restarts, 0);
+    assert_int_equal(back.disk_cache_bytes, 0);
 }
 
 static void replace(struct buf *text, const char *from, const char *to) {
@@ -118,6 +121,7 @@ static void test_refused(void **state) {
         {"\"boot_id\": \"b\"", "\"boot_id\": null"},
         {"65525", "65536"},
         {"\"restarts\": 3", "\"restarts\": -3"},
+        {"4398046511104", "-1"},
         {"\"opened\": true", "\"opened\": 1"},
     };
     for (size_t i = 0; i < ARRAY_LEN(changes); i++) {

@@ -149,6 +149,7 @@ true
 {{/* The formula of values.yaml: what the daemons may take. */}}
 {{- define "portalbd.daemonsMemoryMib" -}}
 {{- $volume := add (include "portalbd.cacheMib" . | int64) (mul 2 (include "portalbd.journalMib" . | int64)) 64 -}}
+{{- if .Values.nodeAgent.diskCache.path -}}{{- $volume = add $volume 64 -}}{{- end -}}
 {{- mul (int64 .Values.csiNode.volumesMax) $volume -}}
 {{- end -}}
 
@@ -177,6 +178,15 @@ max
 {{- else -}}
 {{ fail (printf "nodeAgent.resources.limits.memory: '%s' is not a size such as 16Gi" (toString $limits.memory)) }}
 {{- end -}}
+{{- end -}}
+
+{{- define "portalbd.diskCacheSize" -}}
+{{- $size := .Values.nodeAgent.diskCache.sizePerVolume -}}
+{{- $mib := include "portalbd.mib" (list "nodeAgent.diskCache.sizePerVolume" $size) | int64 -}}
+{{- if or (lt $mib 64) (gt $mib 4194304) -}}
+{{- fail (printf "nodeAgent.diskCache.sizePerVolume: %s is not from 64Mi to 4096Gi" $size) -}}
+{{- end -}}
+{{ $size }}
 {{- end -}}
 
 {{- define "portalbd.journalSpace" -}}
