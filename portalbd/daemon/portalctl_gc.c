@@ -28,7 +28,7 @@ static int ask_daemon(struct ctl *c, const char *id, struct volume_maintained *r
                                           .objects_held = member(answer, "objects_held"),
                                           .bytes_held = member(answer, "held_bytes")};
     json_decref(answer);
-    return rc;
+    return rc == -ERR_FENCED ? err_wrap(e, "another node took the volume meanwhile") : rc;
 }
 
 static int collect(struct ctl *c, const char *id, struct gc_total *t, struct err *e) {

@@ -249,7 +249,10 @@ int volume_collect(struct volume *v, struct err *e) {
     if (rc < 0)
         return err_set(e, rc, "volume %s is not open", v->config.key.text);
     rc = levels_settle(v, false, e);
-    return rc == 0 ? gc_collect(v->gc, e) : rc;
+    if (rc == 0)
+        rc = gc_collect(v->gc, e);
+    /* What stopped it says more than that it was stopped. */
+    return v->state == VOL_FENCED || v->state == VOL_ERROR ? err_copy(e, &v->why) : rc;
 }
 
 int volume_flush(struct volume *v, struct err *e) {

@@ -96,7 +96,8 @@ int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e);
 /* fiber. Checkpoints what is in memory now; carries out the merges that are due. */
 int volume_checkpoint(struct volume *v, struct err *e);
 /* fiber. Pays everything that is owed to the store: GC rounds until nothing more can be deleted
- * (what pins need stays until they go). Costs a LIST of the volume's objects once an open. */
+ * (what pins need stays until they go). Costs a LIST of the volume's objects once an open.
+ * -ERR_FENCED: another writer has taken the volume. */
 int volume_collect(struct volume *v, struct err *e);
 /* fiber. Flush, checkpoint, closed manifest. Requests that come meanwhile are refused with
  * -ERR_SHUTDOWN. Cancelling the fiber gives up: what is not uploaded stays in the journal. When it

@@ -413,6 +413,65 @@ static void fenced_in_a_hole(void *arg) {
     drop();
 }
 
+struct collector {
+    int rc;
+    struct err err;
+    struct fiber_done done;
+};
+
+static void run_collector(void *arg) {
+    struct collector *c = arg;
+    c->rc = volume_collect(world->v, &c->err);
+    fiber_done_set(&c->done);
+}
+
+/* Another writer comes while request n of a collection is under way, and a write of ours finds out
+ * before the collection does. False: it took fewer requests. */
+static bool overtake_at(uint64_t n) {
+    static struct collector c;
+    struct fault_rule slow = {
+        .kind = FAULT_DELAY, .nth = n, .delay_us_min = 1000000, .delay_us_max = 1000000};
+    struct takeover t;
+    struct err e;
+    struct call write, flush;
+    char hash[33];
+    name_hash(hash, "v");
+    id_format_key(&world->key, ID_VOLUME, hash, (uint32_t)n);
+    create();
+    open_with(true);
+    overwrite();
+    overwrite();
+    checkpoint();
+    objstore_fault_add(world->f.faults, &slow);
+    fiber_done_init(&c.done);
+    fiber_start(world->f.env, run_collector, &c);
+    fiber_sleep_us(world->f.env, 500000);
+    objstore_fault_clear(world->f.faults);
+    bool under_way = !c.done.done;
+    if (under_way) {
+        ok(volume_takeover(world->f.env, world->f.store, &world->key, 1, NULL, false, &t, &e), &e);
+        takeover_release(&t);
+        call_start(&write, BD_WRITE, 0, 0, BLOCK, world->image);
+        call_start(&flush, BD_FLUSH, 0, 0, 0, NULL);
+        fiber_done_wait_always(world->f.env, &write.done);
+        fiber_done_wait_always(world->f.env, &flush.done);
+        fiber_done_wait_always(world->f.env, &c.done);
+        if (c.rc != -ERR_FENCED)
+            fail_msg("request %u: %s: %s", (unsigned)n, err_code_name(c.rc), c.err.text);
+        assert_int_equal(c.err.code, -ERR_FENCED);
+    }
+    drop();
+    return under_way;
+}
+
+static void overtaken(void *arg) {
+    (void)arg;
+    uint64_t n = 1;
+    while (overtake_at(n))
+        assert_true(++n < 1000);
+    assert_true(n > 5);
+}
+
 /* What is mostly dead is moved; space comes down to what is live, and a bit. */
 static void moved(void *arg) {
     (void)arg;
@@ -607,6 +666,7 @@ SCENARIO(scrubbed)
 SCENARIO(long_list)
 SCENARIO(fenced)
 SCENARIO(fenced_in_a_hole)
+SCENARIO(overtaken)
 SCENARIO(moved)
 SCENARIO(repacked)
 SCENARIO(unstored_write)
@@ -622,6 +682,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_long_list, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fenced, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fenced_in_a_hole, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_overtaken, setup, teardown),
         cmocka_unit_test_setup_teardown(test_moved, setup, teardown),
         cmocka_unit_test_setup_teardown(test_repacked, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unstored_write, setup, teardown),
