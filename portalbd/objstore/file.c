@@ -435,7 +435,7 @@ static void add_entry(struct obj_request *req, int folder, const char *name, con
 /* `at` is the folder's key with its slash. fd is the caller's. 0 or errno. */
 static int list_folder(struct obj_request *req, int fd, const char *at, unsigned depth) {
     CLEANUP_NAMES struct names names = {0};
-    int copy = dup(fd);
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     int eno = copy < 0 ? errno : read_names(copy, &names);
     for (size_t i = 0; i < names.count && eno == 0 && !req->more; i++) {
         CLEANUP_FREE char *key = xasprintf("%s%s", at, names.items[i].decoded);
