@@ -127,8 +127,8 @@ void lookup_memory(struct volume *v, uint64_t sector, uint64_t count, struct pie
         refine_by_memtable(v, v->frozen, p);
 }
 
-/* fiber. A GET that found nothing: are we still the one who may say so? */
-int read_explain_missing(struct volume *v, const char *what, struct err *e) {
+/* fiber. Are we still the one who may say what is in the store? */
+static int check_current(struct volume *v, struct err *e) {
     if (v->read_only) {
         char root_key[KEY_MAX];
         key_pin_root(root_key, &v->config.key, &v->pin);
@@ -142,20 +142,27 @@ int read_explain_missing(struct volume *v, const char *what, struct err *e) {
             gone = root.expired;
             pin_root_release(&root);
         }
-        if (gone)
-            return err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted");
-    } else {
-        /* The mutex: a manifest of our own that is put meanwhile would look like another's. */
-        if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
-            return err_set(e, -ERR_CANCELLED, "cancelled");
-        int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
-        fiber_mutex_unlock(&v->manifest_mutex);
-        if (rc == -ERR_FENCED)
-            volume_break(v, VOL_FENCED, e);
-        if (rc < 0)
-            return rc;
+        return gone ? err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted") : 0;
     }
-    return err_set(e, -ERR_CORRUPT, "missing from the store: %s", what);
+    /* The mutex: a manifest of our own that is put meanwhile would look like another's. */
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "cancelled");
+    int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
+    fiber_mutex_unlock(&v->manifest_mutex);
+    if (rc == -ERR_FENCED)
+        volume_break(v, VOL_FENCED, e);
+    return rc;
+}
+
+int read_explain_missing(struct volume *v, const char *what, struct err *e) {
+    int rc = check_current(v, e);
+    return rc < 0 ? rc : err_set(e, -ERR_CORRUPT, "missing from the store: %s", what);
+}
+
+int read_explain_damage(struct volume *v, const struct err *why, struct err *e) {
+    struct err current;
+    int rc = check_current(v, &current);
+    return err_copy(e, rc == -ERR_FENCED || rc == -ERR_SHUTDOWN ? &current : why);
 }
 
 int lookup_runs(struct volume *v, struct pieces *p, struct err *e) {

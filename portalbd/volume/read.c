@@ -235,8 +235,10 @@ static int fetch_result(struct fetch *f, struct err *e) {
     if (f->req.rc < 0)
         return err_copy(e, &f->req.err);
     if (f->body_len != f->len)
-        return err_set(e, -ERR_CORRUPT, "%s ends at byte %zu, the map wants %u", f->key,
-                       f->off + f->body_len, f->off + f->len);
+        f->rc = err_set(&f->err, -ERR_CORRUPT, "%s ends at byte %zu, the map wants %u", f->key,
+                        f->off + f->body_len, f->off + f->len);
+    if (f->rc == -ERR_CORRUPT)
+        return read_explain_damage(f->slice->v, &f->err, e);
     return f->rc < 0 ? err_copy(e, &f->err) : 0;
 }
 

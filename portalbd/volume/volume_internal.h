@@ -244,6 +244,10 @@ int read_wait_older(struct volume *v, uint64_t serial, struct err *e);
 /* fiber. What it means that an object which our map names is not there: we are fenced, the snapshot
  * or volume was deleted, or it is corruption. `what` says which object. */
 int read_explain_missing(struct volume *v, const char *what, struct err *e);
+/* fiber. What it means that an object is not what our map says (`why`): a number of the log is used
+ * again when a zombie puts a segment once more behind its deletion, so whoever finds that may be
+ * fenced, or reads a snapshot that was deleted; else `why`. */
+int read_explain_damage(struct volume *v, const struct err *why, struct err *e);
 
 /* --- disk_fill.c --- */
 /* Writes it to the disk cache, some time (NULL: nothing). */

@@ -218,6 +218,52 @@ static void two_openers(void *arg) {
     w->finished = true;
 }
 
+/* The newest segment is deleted, and something else is put at its key. */
+static void replace_newest_segment(struct world *w) {
+    char prefix[KEY_MAX];
+    key_log_prefix(prefix, &w->key);
+    struct obj_list list = {0};
+    struct err e;
+    assert_int_equal(objstore_list(w->store, prefix, NULL, 1000, &list, &e), 0);
+    size_t i = list.count;
+    do
+        i--;
+    while (list.entries[i].size == SEGMENT_FENCE_SIZE);
+    const char *key = list.entries[i].key;
+    CLEANUP_BUF struct buf body = {0};
+    assert_int_equal(objstore_get(w->store, key, SEGMENT_SIZE_MAX, &body, &e), 0);
+    for (size_t k = SEGMENT_FENCE_SIZE; k < body.len; k++)
+        body.data[k] ^= 0x55;
+    assert_int_equal(objstore_delete_one(w->store, key, &e), 0);
+    assert_int_equal(objstore_put(w->store, key, buf_view(&body), NULL, &e), 0);
+    obj_list_release(&list);
+}
+
+static void other_object(void *arg) {
+    struct world *w = arg;
+    create_volume(w);
+    open_volume(w);
+    uint8_t buf[4096];
+    for (size_t i = 0; i < sizeof buf; i++)
+        buf[i] = (uint8_t)next_random(w);
+    assert_int_equal(request(w, w->v, BD_WRITE, BD_FUA, 0, sizeof buf, buf), 0);
+    close_volume(w);
+    open_volume(w); /* with nothing in its caches */
+    replace_newest_segment(w);
+    struct volume *old = w->v;
+    assert_int_equal(request(w, old, BD_READ, 0, 0, sizeof buf, buf), -ERR_CORRUPT);
+    open_volume(w);
+    struct volume_status s;
+    volume_status(old, &s);
+    assert_int_equal(s.health, VOLUME_HEALTH_OK);
+    assert_int_equal(request(w, old, BD_READ, 0, 0, sizeof buf, buf), -ERR_FENCED);
+    volume_status(old, &s);
+    assert_int_equal(s.health, VOLUME_HEALTH_FENCED);
+    free_volume(w, old);
+    close_volume(w);
+    w->finished = true;
+}
+
 static void grow(void *arg) {
     struct world *w = arg;
     create_volume(w);
@@ -415,6 +461,11 @@ static void test_crash(void **state) {
     run(crash);
 }
 
+static void test_other_object(void **state) {
+    (void)state;
+    run(other_object);
+}
+
 static void test_two_openers(void **state) {
     (void)state;
     run(two_openers);
@@ -447,10 +498,11 @@ static void test_dropped(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_life),          cmocka_unit_test(test_crash),
-        cmocka_unit_test(test_two_openers),   cmocka_unit_test(test_grow),
-        cmocka_unit_test(test_block_status),  cmocka_unit_test(test_backlog),
-        cmocka_unit_test(test_journal_sizes), cmocka_unit_test(test_dropped),
+        cmocka_unit_test(test_life),         cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_other_object), cmocka_unit_test(test_two_openers),
+        cmocka_unit_test(test_grow),         cmocka_unit_test(test_block_status),
+        cmocka_unit_test(test_backlog),      cmocka_unit_test(test_journal_sizes),
+        cmocka_unit_test(test_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
