@@ -261,10 +261,18 @@ static void need_run(struct pin_needs *n, const struct root *root, const struct 
     r->evacuated_count = evacuated_count;
 }
 
+static void need_tail(struct pin_needs *n, const struct root_tail *t) {
+    need_log(n, t->first, t->count);
+    for (uint64_t i = 0; n->note && i < t->count; i++) {
+        struct object_name name = {.class = CLASS_CONTENT, .kind = OBJ_LOG, .number = t->first + i};
+        n->note(n->note_arg, &name, UINT64_MAX);
+    }
+}
+
 static void need_root(struct pin_needs *n, const struct volume_key *v, const struct root *root) {
     for (size_t i = 0; i < root->tail_count; i++) {
         if (is_own(root->volumes, root->tail[i].volume, v))
-            need_log(n, root->tail[i].first, root->tail[i].count);
+            need_tail(n, &root->tail[i]);
         else
             n->foreign = true;
     }
@@ -304,8 +312,11 @@ static int load_run(struct pin_needs *n, struct objstore *s, const struct volume
             continue;
         if (!is_own(x.volumes, x.usage[i].ref.volume, v))
             n->foreign = true;
-        else if (!in_names(r->evacuated, r->evacuated_count, &name))
+        else if (!in_names(r->evacuated, r->evacuated_count, &name)) {
             need_ref(n, &x.usage[i].ref);
+            if (n->note)
+                n->note(n->note_arg, &name, x.usage[i].bytes);
+        }
     }
     run_index_release(&x);
     return 0;

@@ -70,6 +70,10 @@ struct pin_needs {
     struct pinned_run *runs; /* owned; that their roots name, each once */
     size_t run_count;
     bool foreign; /* something of another volume is needed, too */
+    /* May be NULL: told of each own object that a tail or a run of a pin needs, and how many bytes
+     * of it that run names (UINT64_MAX: all). The same object may come again. */
+    void (*note)(void *arg, const struct object_name *n, uint64_t bytes);
+    void *note_arg;
 };
 void pin_needs_release(struct pin_needs *n);
 

@@ -66,7 +66,8 @@ int gc_find_garbage(struct gc *g, struct err *e);
 
 /* --- gc_round.c --- */
 uint64_t gc_old_manifests(const struct gc *g);
-/* fiber. Have the pins changed since objects were found to be held? Then they are garbage again. */
+/* fiber. Have the pins changed since the last look? Then what they held is garbage again, and
+ * moving looks anew. */
 int gc_reconsider_held(struct gc *g, struct err *e);
 /* fiber. What the pins of this volume hold now is g->needs, unless *ret_blocked. */
 int gc_look_at_pins(struct gc *g, bool *ret_blocked, struct err *e);

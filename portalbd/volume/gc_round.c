@@ -80,6 +80,13 @@ static int put_condemning(struct gc *g, struct err *e) {
     return rc;
 }
 
+static void note_pinned(void *arg, const struct object_name *n, uint64_t bytes) {
+    struct gc *g = arg;
+    struct own_object *o = own_objects_find(&g->objects, n);
+    if (o)
+        o->pinned = (uint32_t)MAX((uint64_t)o->pinned, MIN(bytes, (uint64_t)UINT32_MAX));
+}
+
 /* Step 2. A list that we know already needs no more requests. */
 int gc_look_at_pins(struct gc *g, bool *ret_blocked, struct err *e) {
     struct volume *v = g->v;
@@ -96,6 +103,10 @@ int gc_look_at_pins(struct gc *g, bool *ret_blocked, struct err *e) {
     g->needs_known = false;
     pin_list_release(&g->pins);
     pin_needs_release(&g->needs);
+    for (size_t i = 0; i < g->objects.slot_count; i++)
+        g->objects.slots[i].pinned = 0;
+    g->needs.note = note_pinned;
+    g->needs.note_arg = g;
     size_t real;
     rc = pin_needs_load(&g->needs, v->store, &v->config.key, &pins, ret_blocked, &real, e);
     if (rc == 0 && !*ret_blocked)
@@ -221,7 +232,7 @@ int gc_round(struct gc *g, bool *ret_progress, struct err *e) {
 }
 
 int gc_reconsider_held(struct gc *g, struct err *e) {
-    if (g->held == 0)
+    if (g->held == 0 && g->pins.count == 0)
         return 0;
     struct pin_list pins;
     int rc = pin_list_once(g->v->store, &g->v->config.key, &pins, e);
@@ -231,6 +242,7 @@ int gc_reconsider_held(struct gc *g, struct err *e) {
     pin_list_release(&pins);
     if (same)
         return 0;
+    g->needs_known = false; /* moving asks what they need */
     for (size_t i = 0; i < g->objects.slot_count; i++)
         if (g->objects.slots[i].state == OBJECT_HELD)
             g->objects.slots[i].state = OBJECT_GARBAGE;

@@ -1,7 +1,7 @@
 /* Moving.
  *
- *   victims: own objects of which little is live by the runs, or many small ones; in no tail,
- *   held by no pin
+ *   victims: own objects of which the runs and the pins need little, or many small ones that no
+ *   pin needs; in no tail
  *   --> hold merges at the age of the newest run --> GET the victims --> look their sectors up in
  *   the runs of that moment --> what is live, sorted by sector, into moved/<id> --> a run of those
  *   places --> a manifest that inserts it at that age and lists the victims as evacuated
@@ -25,14 +25,16 @@
 enum {
     OVERHEAD = 512,     /* bytes of header, table and footer that say nothing about what is live */
     VICTIMS_MAX = 2048, /* of one batch */
-    VICTIM_BYTES_MAX = 32 << 20,       /* of one batch: they are in memory */
-    SMALL_BYTES_MAX = 16 << 20,        /* of one batch that repacks */
-    SMALL_COUNT = 4096,                /* so many small ones are repacked whatever their bytes */
-    SMALL_COUNT_MIN = 8,               /* fewer are no burden */
-    RAW_MAX = 16 << 20,                /* plain bytes from the cache in one batch */
-    GETS_AT_ONCE = 8,                  /* of victims */
-    MOVED_BYTES = 8 << 20,             /* of an object: its frames as the victims have them ... */
-    MOVED_RAW_MAX = 14 << 20,          /* ... and as they are at most */
+    VICTIM_BYTES_MAX = 32 << 20, /* of one batch: they are in memory */
+    SMALL_BYTES_MAX = 16 << 20,  /* of one batch that repacks */
+    SMALL_COUNT = 4096,          /* so many small ones are repacked whatever their bytes */
+    SMALL_COUNT_MIN = 8,         /* fewer are no burden */
+    THOROUGH_PERCENT_MAX =
+        85,                   /* more live than this, and it may be its own tables that take room */
+    RAW_MAX = 16 << 20,       /* plain bytes from the cache in one batch */
+    GETS_AT_ONCE = 8,         /* of victims */
+    MOVED_BYTES = 8 << 20,    /* of an object: its frames as the victims have them ... */
+    MOVED_RAW_MAX = 14 << 20, /* ... and as they are at most */
     MOVED_FRAMES_MAX = 32 * 1024,      /* so at most as many extents */
     EVACUATED_MAX = ROOT_LIST_MAX / 2, /* from here on moving waits for merges */
 };
@@ -41,7 +43,7 @@ _Static_assert(MOVED_FRAMES_MAX <= (int)SEGMENT_EXTENTS_MAX, "a segment of forma
 
 struct victim {
     struct object_name name;
-    uint32_t size, live;
+    uint32_t size, used;
     bool wanted;         /* the next reading gets its body */
     bool table_borrowed; /* from gc.small, which only GC changes */
     struct buf body;
@@ -80,23 +82,35 @@ static void move_release(struct move *m) {
 
 /* What may be moved at all. */
 static bool is_movable(const struct gc *g, const struct own_object *o) {
-    if (o->state != OBJECT_LIVE || o->kind == OBJ_MAP || o->mark != g->mark)
-        return false;
-    if (o->live == 0 || o->size == 0) /* a tail's, or we do not know how large it is */
-        return false;
-    struct object_name n = own_object_name(o);
-    return !pin_needs_object(&g->needs, &n);
+    /* A tail's has nothing live yet. */
+    return o->state == OBJECT_LIVE && o->kind != OBJ_MAP && o->mark == g->mark && o->live > 0 &&
+           o->size > 0;
 }
 
-static bool is_empty(const struct gc *g, const struct own_object *o) {
+/* What the head or a pin needs of it: what was overwritten does not come back, so that the oldest
+ * root, which needs most, needs all that the others do. */
+static uint32_t used_bytes(const struct own_object *o) {
+    return MIN(MAX(o->live, o->pinned), o->size);
+}
+
+static bool is_pinned(const struct gc *g, const struct own_object *o) {
+    struct object_name n = own_object_name(o);
+    return pin_needs_object(&g->needs, &n);
+}
+
+/* Moving what a pin needs takes more space until that pin goes: not more of it than must be. */
+static bool is_empty(const struct gc *g, const struct own_object *o, bool thorough) {
+    uint64_t percent = g->v->config.gc_live_percent;
+    if (thorough && !is_pinned(g, o))
+        percent = MIN(percent + percent / 2, (uint64_t)THOROUGH_PERCENT_MAX);
     return o->size > OVERHEAD &&
-           (uint64_t)o->live * 100 < (uint64_t)(o->size - OVERHEAD) * g->v->config.gc_live_percent;
+           (uint64_t)used_bytes(o) * 100 < (uint64_t)(o->size - OVERHEAD) * percent;
 }
 
 /* The emptiest first: they give most for the bytes that are written. */
 static int compare_emptiness(const void *a, const void *b) {
     const struct victim *x = a, *y = b;
-    uint64_t left = (uint64_t)x->live * y->size, right = (uint64_t)y->live * x->size;
+    uint64_t left = (uint64_t)x->used * y->size, right = (uint64_t)y->used * x->size;
     if (left != right)
         return left < right ? -1 : 1;
     return object_name_compare(&x->name, &y->name);
@@ -116,9 +130,9 @@ struct candidates {
 static void candidates_add(struct candidates *c, const struct own_object *o) {
     c->items = grown_array(c->items, c->count, sizeof *c->items);
     c->items[c->count++] =
-        (struct victim){.name = own_object_name(o), .size = o->size, .live = o->live};
+        (struct victim){.name = own_object_name(o), .size = o->size, .used = used_bytes(o)};
     c->bytes += o->size;
-    c->dead += o->size - MIN(o->live, o->size);
+    c->dead += o->size - used_bytes(o);
 }
 
 /* Many small objects become few: those of which nothing was overwritten for longest first. */
@@ -153,9 +167,9 @@ static void choose(struct move *m, bool thorough) {
         const struct own_object *o = &g->objects.slots[i];
         if (!is_movable(g, o))
             continue;
-        if (is_empty(g, o))
+        if (is_empty(g, o, thorough))
             candidates_add(&empty, o);
-        if (o->size < SMALL_SEGMENT_MAX)
+        if (o->size < SMALL_SEGMENT_MAX && !is_pinned(g, o))
             candidates_add(&small, o);
     }
     if (empty.count > 0 && (thorough || empty.dead >= g->v->config.gc_move_bytes)) {

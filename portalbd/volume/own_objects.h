@@ -15,6 +15,7 @@ struct own_object {
     struct random_id id; /* OBJ_LOG: its number in the first eight bytes */
     uint32_t size;       /* bytes; 0: not known */
     uint32_t live;       /* bytes that runs of the marked root name */
+    uint32_t pinned;     /* the most that one run or tail of a pin names, as of the last look */
     uint16_t mark;       /* of the last round that found it named */
     uint8_t kind;        /* obj_kind */
     uint8_t state;       /* object_state */
