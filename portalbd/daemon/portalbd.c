@@ -294,6 +294,9 @@ static void on_signal(struct daemon *d, int signum) {
         d->give_up = true;
     } else {
         log_info("ending", LOG_I64("signal", signum));
+        /* Nobody took the device away: whoever published the volume starts a successor. */
+        if (d->attached && d->config.publish_epoch && (d->fuse || d->nbd))
+            d->attached->keep_journal = true;
     }
     daemon_stop(d);
 }

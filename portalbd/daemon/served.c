@@ -210,7 +210,8 @@ void served_free(struct served *s) {
     if (s->broken)
         metrics_gauge_add(s->config.broken, -1);
     if (s->journal)
-        journal_file_close(s->journal, s->closed || (!s->owned && journal_file_is_new(s->journal)));
+        journal_file_close(s->journal, s->owned ? s->closed && !s->keep_journal
+                                                : journal_file_is_new(s->journal));
     disk_file_close(s->disk);
     drop_lock(s);
     free(s);

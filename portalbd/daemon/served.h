@@ -72,7 +72,8 @@ struct served {
     bool owned; /* step 5 of Open was reached */
     bool broken;
     bool closing;
-    bool closed; /* volume_close returned 0: everything is in the store */
+    bool closed;       /* volume_close returned 0: everything is in the store */
+    bool keep_journal; /* also then: by its id a successor knows that nobody else had the volume */
     struct metrics_group *metrics;
     struct served_metrics *values;
 };

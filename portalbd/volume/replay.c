@@ -3,18 +3,12 @@
  *   newest manifest names our journal --> keep it: what it holds and the log does not is replayed
  *   ... names another, first attach   --> another writer came: ours is set aside, a new one begins
  *   ... names another, resume         --> fenced: the device that still hangs on us must go
- *   ... is closed, no journal, resume --> the journal that it names begins again, empty
  *
  * I9 Replay starts behind the last write that manifest, tail and walked log name under our
  * journal's id: by the number of the write, never by that of a segment, and never by a number that
  * belongs to another journal. A record that is not good ends the replay. What is before it is a
  * prefix of the acknowledged writes, at or behind the last flush, so a new device may be served
- * from it (P2). A device that lives on may not: it would go on behind a hole.
- *
- * The last line of the table is a daemon that was told to end while its device stays: it stored
- * everything, closed the volume and dropped its journal. Another node would have opened it with a
- * higher publish epoch. So the device may go on from there; under the old id, because an open that
- * is killed behind the format has to find its journal again. */
+ * from it (P2). A device that lives on may not: it would go on behind a hole. */
 #include "common/log.h"
 #include "common/mutant.h"
 #include "portalbd/volume/volume_internal.h"
@@ -59,22 +53,20 @@ static int refuse_resume(const struct journal_opening *o, struct err *e) {
 }
 
 /* journal_claim.claim, at step 2. */
-static int claim(struct journal_claim *claim, const struct manifest *newest, struct random_id *ret,
+static int claim(struct journal_claim *claim, const struct random_id *named, struct random_id *ret,
                  struct err *e) {
     struct journal_opening *o = container_of(claim, struct journal_opening, claim);
     struct journal *j = o->journal;
     const struct volume_config *c = o->config;
     bool valid = !random_id_is_zero(journal_id(j));
-    bool ours = valid && (random_id_equal(journal_id(j), &newest->journal) ||
+    bool ours = valid && (random_id_equal(journal_id(j), named) ||
                           (MUTANT("replay-foreign-journal") && journal_head(j) > 0));
     if (ours) {
         *ret = *journal_id(j);
         return 0;
     }
     uint64_t bytes = journal_damage(j) ? c->journal->size : journal_head(j) - journal_tail(j);
-    bool again = c->resume && newest->closed && !random_id_is_zero(&newest->journal) &&
-                 !journal_damage(j) && !valid;
-    if (c->resume && !again && !MUTANT("resume-as-first"))
+    if (c->resume && !MUTANT("resume-as-first"))
         return refuse_resume(o, e);
     if (journal_damage(j))
         log_error("the journal found is of no use and is set aside: writes that were acknowledged "
@@ -86,10 +78,7 @@ static int claim(struct journal_claim *claim, const struct manifest *newest, str
         rc = check_cancelled(c, e);
     if (rc < 0)
         return err_wrap(e, "journal");
-    if (again)
-        *ret = newest->journal;
-    else
-        env_random(c->env, ret->bytes, sizeof ret->bytes);
+    env_random(c->env, ret->bytes, sizeof ret->bytes);
     FAULT_POINT("before the journal is formatted");
     journal_format(j, ret);
     FAULT_POINT("after the journal is formatted");

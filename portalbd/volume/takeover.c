@@ -8,7 +8,8 @@
  * writer. I2 The fence stands at the first number that is missing in the walk. A lost fence PUT
  * goes on in the order of numbers: a segment of a lower epoch belongs to the log; a fence of a
  * lower epoch at g sends us to g + FENCE_JUMP. I3 Nothing is served before the manifest was seen to
- * be the newest after the fence. */
+ * be the newest after the fence. I4 We do not walk over the fence of a higher epoch: ours behind it
+ * would stand where that writer's first segment goes. */
 #include "portalbd/volume/takeover.h"
 
 #include <stdlib.h>
@@ -40,6 +41,7 @@ static int walk(struct log_walk *ret, const struct obj_list *list, uint64_t from
             break;
         if (list->entries[i].size == SEGMENT_FENCE_SIZE) {
             w.end = seq + jump;
+            w.fences = true;
         } else if (w.count == SEGMENTS_WALKED_MAX) {
             log_walk_release(&w);
             return err_set(e, -ERR_CORRUPT, "the log has more than %d segments behind its manifest",
@@ -108,7 +110,7 @@ static int claim_volume(const struct volume_key *v, const struct manifest *newes
         return err_set(e, -ERR_FENCED, "volume %s was published again (epoch %u, ours is %u)",
                        v->text, stored_epoch, publish_epoch);
     *ret_journal = (struct random_id){0};
-    return journal ? journal->claim(journal, newest, ret_journal, e) : 0;
+    return journal ? journal->claim(journal, &newest->journal, ret_journal, e) : 0;
 }
 
 /* Steps 2 and 3: until a manifest of ours is stored. */
@@ -293,6 +295,10 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
         return manifest_check_newest(s, v, t->manifest.number, e);
     }
     uint64_t cut = 0;
+    if (t->walk.fences) /* I4; its manifest was there before it */
+        rc = manifest_check_newest(s, v, t->manifest.number, e);
+    if (rc < 0)
+        return rc;
     rc = fence_the_log(env, s, v, &t->manifest, &t->walk, &cut, e);
     if (rc < 0)
         return rc;

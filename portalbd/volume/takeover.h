@@ -19,6 +19,7 @@ struct log_walk {
     struct walked_segment *segments; /* owned */
     size_t count;
     uint64_t end; /* the first number that is missing */
+    bool fences;  /* it went over one, whosever */
 };
 void log_walk_release(struct log_walk *w);
 /* Visits `entries` (a LIST of the log from `from` on) from number `from`: a fence at q sends it to
@@ -43,9 +44,9 @@ struct takeover {
 void takeover_release(struct takeover *t);
 
 /* Which journal its opener will write to. Asked at step 2 in each round, in the fiber, with the
- * newest manifest, which names a journal (zero: none); may wait. An error ends the takeover. */
+ * journal that the newest manifest names (zero: none); may wait. An error ends the takeover. */
 struct journal_claim {
-    int (*claim)(struct journal_claim *c, const struct manifest *newest, struct random_id *ret,
+    int (*claim)(struct journal_claim *c, const struct random_id *named, struct random_id *ret,
                  struct err *e);
 };
 

@@ -144,13 +144,14 @@ void journals_closed(struct daemon *d) {
     struct sim_journal *j = d->journal;
     if (!j)
         return;
-    /* Somebody told the daemon to end, and the device stays: the next one resumes. */
+    /* Somebody told the daemon to end, and the device stays: so does the journal, and the next one
+     * resumes. */
     j->owned = j->owned && sim_chance(&d->sim->world, 200);
     j->reign = NULL;
     /* Whoever dies before it deletes the file leaves an empty journal. */
-    if (sim_chance(&d->sim->world, 800)) {
+    if (sim_chance(&d->sim->world, 800) && !j->owned) {
         ram_journal_reset(&j->ram);
-        j->foreign |= !j->owned;
+        j->foreign = true;
     }
 }
 
