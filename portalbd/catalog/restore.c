@@ -258,6 +258,11 @@ static int restore_once(struct catalog *c, const char *snapshot_id, const char *
     rc = catalog_settle(c, &r, e);
     if (rc < 0)
         return rc;
+    if (b->number > 0) { /* others may have finished it since we last asked */
+        rc = outcome(c, b, volume_id, e);
+        if (rc != -ERR_STALE)
+            return rc < 0 ? rc : catalog_volume_get(c, volume_id, ret, e);
+    }
     if (r.node[0] != '\0')
         return err_set(e, -ERR_IN_USE,
                        "volume '%s' is published to node '%s': unmount and detach it there, or "
