@@ -4,8 +4,14 @@
  *   refused     request N is answered with an error; nothing happened
  *   lost        request N is carried out, its answer is an error
  *   killed      from N on the store answers with errors; then the process is killed. Its journal
- * stays node dies   N is carried out, neither it nor any later one is answered; then process and
- * journal are gone
+ *               stays
+ *   node dies   N is carried out, neither it nor any later one is answered; then process and
+ *               journal are gone
+ *   damaged     the Nth answer with bytes in it has one bit that is wrong
+ *   cut short   the Nth answer with bytes in it lacks its second half
+ *
+ * What is damaged is read again, or an error: then the process gives up, as if it was killed. Never
+ * is it taken for what was stored.
  *
  * After a kill another process goes on with the step that was under way, as sidecars and kubelet
  * do. Content is compared at every open with what was acknowledged (P1, P2, with a journal P3),
@@ -29,7 +35,7 @@
 #include "tests/support/ram_journal.h"
 #include "tests/support/sector_model.h"
 
-enum { SECONDS_EACH = 11, REQUESTS_MAX = 20000, JOURNAL_SIZE = 4 * 1024 * 1024 };
+enum { SECONDS_EACH = 8, REQUESTS_MAX = 20000, JOURNAL_SIZE = 4 * 1024 * 1024 };
 enum { MIB_SECTORS = 1024 * 1024 / SECTOR_SIZE };
 #define SLICE_US (UINT64_C(20) * 1000 * 1000)
 
@@ -59,17 +65,27 @@ struct story {
     size_t step;                                          /* that is under way */
     struct fiber *fiber;
     bool killed, ended;
+    bool damage;      /* an answer was damaged, or will be, and nobody has noticed so far */
+    uint64_t seen;    /* errors that say so */
     const char *what; /* for messages */
     uint64_t n;
 };
 
 /* --- outcomes --- */
 
-/* False: we were killed. Any other error is a finding. */
+/* What was damaged once is whole when somebody looks again. */
+static bool is_damage(struct story *st) {
+    bool yes = st->damage && objstore_fault_hits(st->f.faults) > 0;
+    st->damage = st->damage && !yes;
+    st->seen += yes;
+    return yes;
+}
+
+/* False: we were killed, or give up. Any other error is a finding. */
 static bool fine(struct story *st, int rc, const struct err *e) {
     if (rc == 0)
         return true;
-    if (!st->killed)
+    if (!st->killed && !is_damage(st))
         fail_msg("%s %" PRIu64 ", step %zu: %s: %s", st->what, st->n, st->step, err_code_name(rc),
                  e->text);
     return false;
@@ -390,7 +406,7 @@ static bool housekeeping(struct story *st) {
     background_release(&b);
     if (!fine(st, rc, &e))
         return false;
-    if (r.failures > 0 && !st->killed)
+    if (r.failures > 0 && !st->killed && !is_damage(st))
         fail_msg("%s %" PRIu64 ": %s", st->what, st->n, r.first_failure.text);
     assert_true(st->killed || r.pins_suspected == 0);
     return true;
@@ -406,6 +422,8 @@ static bool maintain(struct story *st) {
 static void on_finding(void *arg, const struct fsck_finding *f) {
     const struct story *st = arg;
     static const char *const kinds[] = {"damage", "leak", "garbage"};
+    if (st->damage && objstore_fault_hits(st->f.faults) > 0)
+        return; /* what it ought to say */
     printf("%s %" PRIu64 ", step %zu: %s: %s: %s\n", st->what, st->n, st->step, kinds[f->kind],
            f->key, f->text);
 }
@@ -415,6 +433,8 @@ static bool check_pool(struct story *st, bool at_rest) {
     struct fsck k = {
         .catalog = &st->f.catalog, .on_finding = at_rest ? on_finding : NULL, .arg = st};
     if (!fine(st, fsck_pool(&k, &e), &e))
+        return false;
+    if (k.result.damaged > 0 && is_damage(st))
         return false;
     if (k.result.damaged + k.result.leaked + k.result.unsettled > 0 && !at_rest)
         return check_pool(st, true); /* once more, to hear what it is */
@@ -471,12 +491,16 @@ static void tell(void *arg) {
 
 /* --- trouble --- */
 
-enum trouble { REFUSED, LOST, KILLED, NODE_DIES };
-static const char *const names[] = {"refused", "lost", "killed", "node dies"};
+enum trouble { REFUSED, LOST, KILLED, NODE_DIES, DAMAGED, CUT_SHORT };
+static const char *const names[] = {"refused",   "lost",    "killed",
+                                    "node dies", "damaged", "cut short"};
 
 static void add_rules(struct story *st, enum trouble how) {
     struct fault_rule once = {.kind = how == REFUSED ? FAULT_FAIL : FAULT_LOSE, .nth = st->n};
     struct fault_rule unanswered = {.kind = FAULT_HANG_ANSWER, .nth = st->n};
+    struct fault_rule spoilt = {
+        .kind = how == DAMAGED ? FAULT_FLIP : FAULT_TRUNCATE, .verbs = 1u << OBJ_GET, .nth = st->n};
+    struct fault_rule others = {.kind = FAULT_FLIP, .verbs = ~(1u << OBJ_GET)}; /* only counts */
     struct fault_rule gone = {.kind = how == KILLED ? FAULT_FAIL : FAULT_HANG, .after = st->n - 1};
     if (how == REFUSED || how == LOST)
         objstore_fault_add(st->f.faults, &once);
@@ -484,6 +508,9 @@ static void add_rules(struct story *st, enum trouble how) {
         objstore_fault_add(st->f.faults, &unanswered);
     if (how == KILLED || how == NODE_DIES)
         objstore_fault_add(st->f.faults, &gone);
+    st->damage = how >= DAMAGED;
+    if (st->damage)
+        objstore_fault_add(st->f.faults, st->n < REQUESTS_MAX ? &spoilt : &others);
 }
 
 static void kill_all(struct story *st, enum trouble how) {
@@ -510,9 +537,25 @@ static void after_a_kill(void *arg) {
         (void)check_pool(st, false);
 }
 
+/* Somebody noticed the damage. */
+static bool has_given_up(const struct story *st) {
+    return st->ended && st->seen > 0 && st->step < ARRAY_LEN(steps);
+}
+
+/* How many requests of the story the trouble may come to. */
+static uint64_t count_requests(struct story *st, enum trouble how) {
+    printf("%" PRIu64 " checkpoints, %" PRIu64 " merges, %" PRIu64 " moves, %" PRIu64
+           " GC rounds that deleted %" PRIu64 "\n",
+           st->checkpoints, st->merges, st->moves, st->rounds, st->deleted);
+    assert_true(st->checkpoints > 10 && st->merges > 10 && st->moves > 2);
+    assert_true(st->rounds > 10 && st->deleted > 50);
+    uint64_t others = how >= DAMAGED ? objstore_fault_hits(st->f.faults) : 0;
+    return pool_fixture_requests(&st->f) - others;
+}
+
 /* One story. False: the trouble did not come, it was over before request n. *ret_requests: that it
- * took. */
-static bool tell_with(enum trouble how, uint64_t n, uint64_t *ret_requests) {
+ * took, when n is beyond all. *noticed counts damage that made somebody give up. */
+static bool tell_with(enum trouble how, uint64_t n, uint64_t *ret_requests, uint64_t *noticed) {
     static struct story stories[1];
     struct story *st = stories;
     *st = (struct story){.n = n, .what = names[how], .random = 1};
@@ -525,24 +568,22 @@ static bool tell_with(enum trouble how, uint64_t n, uint64_t *ret_requests) {
         virtual_env_run_until(&st->f.venv, st->f.venv.now_us + SLICE_US);
         bool now = objstore_fault_hits(st->f.faults) > 0 && !hit;
         hit |= now;
-        if (st->ended || !now || how < KILLED)
+        if (has_given_up(st))
+            st->ended = false;
+        else if (!st->ended && now && (how == KILLED || how == NODE_DIES))
+            kill_all(st, how);
+        else
             continue;
-        kill_all(st, how);
         pool_fixture_run(&st->f, after_a_kill, st);
         st->fiber = fiber_start(st->f.env, tell, st);
     }
     assert_int_equal(st->step, ARRAY_LEN(steps));
-    if (ret_requests) {
-        *ret_requests = pool_fixture_requests(&st->f);
-        printf("%" PRIu64 " checkpoints, %" PRIu64 " merges, %" PRIu64 " moves, %" PRIu64
-               " GC rounds that deleted %" PRIu64 "\n",
-               st->checkpoints, st->merges, st->moves, st->rounds, st->deleted);
-        assert_true(st->checkpoints > 10 && st->merges > 10 && st->moves > 2);
-        assert_true(st->rounds > 10 && st->deleted > 50);
-    }
+    *noticed += st->seen;
+    if (ret_requests)
+        *ret_requests = count_requests(st, how);
     ram_journal_release(&st->journal);
     pool_fixture_release(&st->f);
-    return hit;
+    return hit && n < REQUESTS_MAX;
 }
 
 static double now_s(void) {
@@ -559,22 +600,26 @@ static uint64_t gcd(uint64_t a, uint64_t b) {
 static void sweep(enum trouble how) {
     const char *wish = getenv("PORTALBD_SWEEP");
     bool all = wish && strcmp(wish, "all") == 0;
-    uint64_t only = wish ? strtoull(wish, NULL, 10) : 0, requests, told = 0;
+    uint64_t only = wish ? strtoull(wish, NULL, 10) : 0, requests, told = 0, noticed = 0;
     if (only > 0) {
-        assert_true(tell_with(how, only, NULL));
+        if (!tell_with(how, only, NULL, &noticed))
+            printf("%s: there are fewer than %" PRIu64 " such requests\n", names[how], only);
         return;
     }
-    assert_false(tell_with(how, REQUESTS_MAX, &requests));
+    assert_false(tell_with(how, REQUESTS_MAX, &requests, &noticed));
     uint64_t first = all ? 0 : (uint64_t)time(NULL) % requests; /* each time from elsewhere */
     uint64_t stride = requests * 618 / 1000;
     while (gcd(stride, requests) != 1)
         stride++;
     double end = now_s() + SECONDS_EACH;
     for (; told < requests && (all || now_s() < end); told++)
-        assert_true(tell_with(how, 1 + (first + told * stride) % requests, NULL));
+        assert_true(tell_with(how, 1 + (first + told * stride) % requests, NULL, &noticed));
     printf("%s: %" PRIu64 " of %" PRIu64 " requests, from %" PRIu64 " on, in steps of %" PRIu64
            "\n",
            names[how], told, requests, first + 1, stride);
+    if (how >= DAMAGED)
+        printf("somebody gave up in %" PRIu64 "\n", noticed);
+    assert_true((noticed > 0) == (how >= DAMAGED));
 }
 
 static void test_refused(void **state) {
@@ -594,12 +639,20 @@ static void test_node_dies(void **state) {
     sweep(NODE_DIES);
 }
 
+static void test_damaged(void **state) {
+    (void)state;
+    sweep(DAMAGED);
+}
+static void test_cut_short(void **state) {
+    (void)state;
+    sweep(CUT_SHORT);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_lost),
-        cmocka_unit_test(test_killed),
-        cmocka_unit_test(test_node_dies),
+        cmocka_unit_test(test_refused), cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_killed),  cmocka_unit_test(test_node_dies),
+        cmocka_unit_test(test_damaged), cmocka_unit_test(test_cut_short),
     };
     log_set_level(LOG_LEVEL_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);
