@@ -27,6 +27,8 @@ static const struct value gauges[] = {
     {VALUE(frontier), "portalbd_frontier_segment", "The last segment up to which all are stored."},
     {VALUE(memtable_extents), "portalbd_memtable_extents", "Extents since the last checkpoint."},
     {VALUE(run_count), "portalbd_map_runs", "Runs of the map."},
+    {VALUE(map_fill_percent), "portalbd_map_fill_percent",
+     "How much of the map's largest size is used; from 100 on writes are refused."},
     {VALUE(cache_bytes), "portalbd_cache_bytes", "Bytes in the RAM cache."},
     {VALUE(disk_cache_bytes), "portalbd_disk_cache_bytes", "Bytes in the disk cache."},
     {VALUE(read_streams), "portalbd_read_streams", "Sequential readers."},

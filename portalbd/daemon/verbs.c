@@ -17,6 +17,7 @@ enum {
 
 static const char *const health_names[] = {[VOLUME_HEALTH_OK] = "ok",
                                            [VOLUME_HEALTH_WAITING] = "waiting",
+                                           [VOLUME_HEALTH_FULL] = "full",
                                            [VOLUME_HEALTH_ERROR] = "error",
                                            [VOLUME_HEALTH_FENCED] = "fenced"};
 
@@ -84,6 +85,7 @@ static int verb_status(struct served *s, const json_t *args, json_t **ret, struc
     set_u64(j, "segments_in_flight", st.segments_in_flight);
     set_u64(j, "memtable_extents", st.memtable_extents);
     set_u64(j, "runs", st.run_count);
+    set_u64(j, "map_fill_percent", st.map_fill_percent);
     return 0;
 }
 

@@ -17,6 +17,7 @@
  *     to an object that our newest stored manifest evacuates. */
 #include <stdlib.h>
 
+#include "common/log.h"
 #include "portalbd/volume/flatten.h"
 #include "portalbd/volume/levels_plan.h"
 #include "portalbd/volume/run_merge.h"
@@ -25,6 +26,7 @@
 enum {
     MERGES_MAX = 2,  /* at a time */
     RUNS_ABOVE = 4,  /* so many more than runs_max: checkpoints wait for a merge */
+    COVER_MORE = 16, /* a merge that was too large is tried again when so much of it is covered */
     RUNS_SPARE = 16, /* of the format's limit, kept free for checkpoints and moves under way */
 };
 
@@ -54,6 +56,7 @@ int open_runs(struct volume *v, struct err *e) {
             return rc;
         v->run_count++;
     }
+    map_limit_update(v);
     return 0;
 }
 
@@ -72,8 +75,11 @@ static void replace_in_root(struct root *root, size_t pos, size_t removed,
 static void replace_readers(struct volume *v, size_t pos, size_t removed,
                             struct run_reader *reader) {
     size_t added = reader ? 1 : 0, behind = v->run_count - pos - removed;
-    for (size_t i = pos; i < pos + removed; i++)
+    for (size_t i = pos; i < pos + removed; i++) {
+        if (v->merge_too_large.oldest == v->runs[i])
+            v->merge_too_large.oldest = NULL;
         run_reader_unref(v->runs[i]);
+    }
     memmove(v->runs + pos + added, v->runs + pos + removed, behind * sizeof *v->runs);
     if (reader)
         v->runs[pos] = reader;
@@ -96,6 +102,7 @@ int run_list_replace(struct volume *v, struct manifest *m, size_t pos, size_t re
     }
     replace_readers(v, pos, removed, reader);
     CHECK(v->run_count == v->manifest.root.run_count);
+    map_limit_update(v);
     waitq_wake_all(&v->levels_changed);
     return 0;
 }
@@ -167,6 +174,13 @@ static void measure_cover(const struct volume *v, size_t i, struct level_run *ru
     run->covered = MIN((uint64_t)covered, run->sectors);
 }
 
+/* A merge of it and newer ones was too large, and they cover hardly more of it now. */
+static bool is_too_large(const struct volume *v, const struct run_reader *r,
+                         const struct level_run *run) {
+    return v->merge_too_large.oldest == r &&
+           run->covered < v->merge_too_large.covered + DIV_UP(run->sectors, COVER_MORE);
+}
+
 static bool plan(const struct volume *v, bool only_fewer, struct level_plan *ret) {
     struct level_run runs[ROOT_RUNS_MAX];
     const struct root *root = &v->manifest.root;
@@ -178,6 +192,7 @@ static bool plan(const struct volume *v, bool only_fewer, struct level_plan *ret
                                      .entries = root->runs[i].entry_count,
                                      .busy = is_busy(v, v->runs[i])};
         measure_cover(v, i, &runs[i]);
+        runs[i].busy |= is_too_large(v, v->runs[i], &runs[i]);
     }
     return only_fewer ? levels_plan_fewer(runs, v->run_count, &limits, ret)
                       : levels_plan(runs, v->run_count, &limits, ret);
@@ -245,7 +260,7 @@ static int merge_run(struct volume *v, struct merge *m, struct err *e) {
                                   .store = v->store,
                                   .pages = v->pages,
                                   .own = v->config.key,
-                                  .shape = map_shape(v),
+                                  .shape = merge_shape(v),
                                   .bottom = m->sources[m->count - 1] == v->runs[v->run_count - 1],
                                   .own_parts_only = m->own_only,
                                   .evacuates = &v->manifest.root,
@@ -266,9 +281,23 @@ static int merge_run(struct volume *v, struct merge *m, struct err *e) {
     return rc;
 }
 
+/* Its sources stay as they are. Writes are refused long before (map_limit.c). */
+static void merge_give_up(struct volume *v, const struct merge *m, const struct err *why) {
+    struct level_run run = {0};
+    measure_cover(v, merge_position(v, m) + m->count - 1, &run);
+    v->merge_too_large.oldest = m->sources[m->count - 1];
+    v->merge_too_large.covered = run.covered;
+    log_warn("a merge of the map is too large: runs stay as they are until blocks are trimmed",
+             LOG_STR("volume", v->config.key.text), LOG_STR("why", why->text));
+}
+
 /* fiber. Takes the merge over. */
 static int merge_finish(struct volume *v, struct merge *m, struct err *e) {
     int rc = merge_run(v, m, e);
+    if (rc == -ERR_OVERLOAD) {
+        merge_give_up(v, m, e);
+        rc = 0;
+    }
     merge_end(v, m);
     if (rc == -ERR_NOT_FOUND || rc == -ERR_STALE) { /* a part: whoever deleted it, not us */
         struct err missing = *e;
@@ -329,10 +358,19 @@ int levels_settle(struct volume *v, bool only_fewer, struct err *e) {
     return rc;
 }
 
+/* Has it been tried in vain? */
+static bool cannot_become_one(const struct volume *v) {
+    struct level_run run = {0};
+    size_t last = v->run_count - 1;
+    CHECK(v->run_count > 0);
+    measure_cover(v, last, &run);
+    return is_too_large(v, v->runs[last], &run);
+}
+
 int levels_collapse(struct volume *v, struct err *e) {
     CHECK(v->merge_barrier_age == 0);
     int rc = levels_settle(v, false, e);
-    if (rc < 0 || v->run_count < 2 || !list_empty(&v->merges))
+    if (rc < 0 || v->run_count < 2 || !list_empty(&v->merges) || cannot_become_one(v))
         return rc;
     struct level_plan all = {0, v->run_count};
     return merge_finish(v, merge_start(v, &all), e);
@@ -341,7 +379,7 @@ int levels_collapse(struct volume *v, struct err *e) {
 int levels_rewrite(struct volume *v, struct err *e) {
     CHECK(v->merge_barrier_age == 0);
     int rc = levels_settle(v, false, e);
-    if (rc < 0 || v->run_count == 0 || !list_empty(&v->merges))
+    if (rc < 0 || v->run_count == 0 || !list_empty(&v->merges) || cannot_become_one(v))
         return rc;
     struct level_plan all = {0, v->run_count};
     struct merge *m = merge_start(v, &all);

@@ -300,6 +300,16 @@ static void prepare(void *arg) {
         run_writer_inherit(m->writer, p->sources[p->count - 1]);
 }
 
+static uint64_t pages_bytes(struct run_reader *const *sources, size_t count) {
+    uint64_t pages = 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct run_index *x = run_reader_index(sources[i]);
+        for (size_t p = 0; p < x->part_count; p++)
+            pages += x->parts[p].page_count;
+    }
+    return pages * RUN_PAGE_SIZE;
+}
+
 /* Are parts of it worth being named again? Not when most numbers of its objects are free. */
 static bool is_large(const struct run_index *x) {
     size_t taken = 0;
@@ -333,6 +343,7 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     CLEANUP(preparation_release)
     struct preparation p = {.merge = &m, .sources = sources, .count = source_count};
     keep_evacuated(&p, o->evacuates);
+    run_writer_expect(m.writer, pages_bytes(sources, source_count));
     fiber_run_job(o->env, prepare, &p);
     int rc = drive(&m, o, stats, e);
     if (rc == 0)

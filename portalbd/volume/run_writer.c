@@ -29,10 +29,15 @@
 enum {
     PART_SIZE_DEFAULT = 8 * 1024 * 1024, /* bytes: below the format's limit, to bound memory */
     PART_SIZE_MIN = 2 * RUN_PAGE_SIZE,   /* so that a chunk that makes it full is itself not */
-    PART_SMALL = 4,               /* a part of less than one in so many of the size is small */
+    PART_SMALL = 4, /* a part of less than one in so many of the size is small */
+    PARTS_FREE = 4, /* the first quarter of the parts may be as small as that, the rest must not */
+    PARTS_MANY = 2, /* would it be half as many as there may be, they become larger: */
+    LARGER_OF_8 = 21,             /* eighths of their size */
     ENCODE_INLINE_MAX = 8 * 1024, /* objects and pages of an index or part; else it is a job */
 };
-_Static_assert(PART_SIZE_DEFAULT * 2 <= (int)RUN_PART_SIZE_MAX, "a part of format 1");
+_Static_assert(PART_SIZE_DEFAULT / 8 * LARGER_OF_8 / 2 * 3 + 8 * RUN_PAGE_SIZE <=
+                   (int)RUN_PART_SIZE_MAX,
+               "a part of format 1");
 
 /* Bytes of objects, by their numbers. */
 struct charges {
@@ -60,6 +65,7 @@ struct run_writer {
     struct objstore *store; /* borrowed */
     struct volume_key own;
     size_t part_size;
+    size_t parts_max;
     size_t page_entries;
     struct run_index index;
     struct usage_table table;
@@ -79,14 +85,33 @@ struct run_writer {
     size_t reused_count;
 };
 
+static size_t shape_part_size(struct run_shape shape) {
+    return shape.part_size ? MAX(shape.part_size, (uint32_t)PART_SIZE_MIN) : PART_SIZE_DEFAULT;
+}
+
+static size_t shape_parts_max(struct run_shape shape) {
+    CHECK(shape.parts_max == 0 || (shape.parts_max >= 8 && shape.parts_max <= RUN_PARTS_MAX));
+    return shape.parts_max ? shape.parts_max : RUN_PARTS_MAX;
+}
+
+static size_t larger_part_size(size_t part_size) {
+    return part_size / 8 * LARGER_OF_8;
+}
+
+/* Parts that are not among the first quarter are at least of the part size, but the last. */
+uint64_t run_shape_capacity(struct run_shape shape) {
+    size_t parts = shape_parts_max(shape);
+    return (uint64_t)(parts - parts / PARTS_FREE - 1) * larger_part_size(shape_part_size(shape));
+}
+
 struct run_writer *run_writer_new(struct env *env, struct objstore *store,
                                   const struct volume_key *own, struct run_shape shape) {
     struct run_writer *w = NEW(struct run_writer);
     w->env = env;
     w->store = store;
     w->own = *own;
-    w->part_size =
-        shape.part_size ? MAX(shape.part_size, (uint32_t)PART_SIZE_MIN) : PART_SIZE_DEFAULT;
+    w->part_size = shape_part_size(shape);
+    w->parts_max = shape_parts_max(shape);
     w->page_entries = shape.page_entries ? shape.page_entries : RUN_PAGE_ENTRIES_MAX;
     CHECK(w->part_size <= PART_SIZE_DEFAULT);
     usage_table_init(&w->table, &w->index);
@@ -109,6 +134,12 @@ void run_writer_free(struct run_writer *w) {
         chunk_release(&w->chunks[i]);
     free(w->reused);
     free(w);
+}
+
+void run_writer_expect(struct run_writer *w, uint64_t bytes) {
+    CHECK(w->index.part_count == 0 && w->chunks[0].page_count == 0);
+    if (bytes > (uint64_t)w->parts_max / PARTS_MANY * w->part_size)
+        w->part_size = larger_part_size(w->part_size);
 }
 
 void run_writer_inherit(struct run_writer *w, struct run_reader *base) {
@@ -200,8 +231,8 @@ static void page_flush(struct run_writer *w) {
 
 static struct run_part *add_part(struct run_writer *w, struct err *e) {
     struct run_index *x = &w->index;
-    if (x->part_count == RUN_PARTS_MAX) {
-        err_set_text(e, -ERR_OVERLOAD, "a map run of more than %d parts", RUN_PARTS_MAX);
+    if (x->part_count == w->parts_max) {
+        err_set_text(e, -ERR_OVERLOAD, "a map run of more than %zu parts", w->parts_max);
         return NULL;
     }
     x->parts = xrealloc(x->parts, (x->part_count + 1) * sizeof *x->parts);
@@ -393,7 +424,8 @@ static int flush_all(struct run_writer *w, struct err *e) {
 /* --- parts of the base --- */
 
 bool run_writer_may_reuse(const struct run_writer *w, size_t part) {
-    size_t small = w->part_size / PART_SMALL;
+    bool free = w->index.part_count < w->parts_max / PARTS_FREE;
+    size_t small = free ? w->part_size / PART_SMALL : w->part_size;
     size_t making = w->chunks[0].pages.len;
     if (!w->base)
         return false;

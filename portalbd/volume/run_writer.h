@@ -13,7 +13,10 @@ struct run_shape {
     uint32_t part_size;    /* bytes of pages that make a part; 0: 8 MiB */
     uint32_t page_entries; /* entries of a page, at most; 0: as many as fit. For tests: many parts
                               of few entries */
+    uint32_t parts_max;    /* of the run; 0: what the format allows. For tests */
 };
+/* Bytes of pages that a run of this shape can hold, in whatever pieces they come. */
+uint64_t run_shape_capacity(struct run_shape shape);
 
 /* own: the volume under whose prefix the objects go. */
 struct run_writer *run_writer_new(struct env *env, struct objstore *store,
@@ -32,6 +35,10 @@ int run_writer_finish(struct run_writer *w, struct root_run *ret_run, struct err
 struct run_reader *run_writer_reader(struct run_writer *w, struct page_cache *pages);
 /* Frees it; what was stored and is not named by anybody is garbage that a later scrub condemns. */
 void run_writer_free(struct run_writer *w);
+
+/* So many bytes of pages may come: where that would be too many parts, they become larger. First of
+ * all. */
+void run_writer_expect(struct run_writer *w, uint64_t bytes);
 
 /* run_writer_add in its steps, for merges. The number of an object, for as long as w lives: */
 int run_writer_number(struct run_writer *w, const struct obj_ref *ref,

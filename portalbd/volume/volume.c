@@ -272,7 +272,9 @@ static enum volume_health health(const struct volume *v, uint64_t oldest_us) {
         return VOLUME_HEALTH_FENCED;
     if (v->state == VOL_ERROR)
         return VOLUME_HEALTH_ERROR;
-    return oldest_us > WAITING_AFTER_US ? VOLUME_HEALTH_WAITING : VOLUME_HEALTH_OK;
+    if (oldest_us > WAITING_AFTER_US)
+        return VOLUME_HEALTH_WAITING;
+    return !v->read_only && v->map_fill >= MAP_FULL ? VOLUME_HEALTH_FULL : VOLUME_HEALTH_OK;
 }
 
 void volume_status(struct volume *v, struct volume_status *ret) {
@@ -287,6 +289,10 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     ret->oldest_unflushed_us = now - oldest;
     ret->health = health(v, ret->oldest_unflushed_us);
     ret->why = v->why;
+    if (ret->health == VOLUME_HEALTH_FULL)
+        err_set_text(&ret->why, -ERR_NO_SPACE, "%s",
+                     "the map of the volume is full: writes are refused until blocks are trimmed "
+                     "(fstrim); larger blocks need less of it");
     ret->size_bytes = v->size_bytes;
     ret->block_size = v->manifest.block_size;
     ret->epoch = v->manifest.epoch;
@@ -305,6 +311,7 @@ void volume_status(struct volume *v, struct volume_status *ret) {
     }
     ret->memtable_extents = memtable_count(v->active) + (v->frozen ? memtable_count(v->frozen) : 0);
     ret->run_count = v->run_count;
+    ret->map_fill_percent = v->map_fill / (MAP_FULL / 100);
     if (v->gc)
         gc_status(v->gc, ret);
     ret->cache_bytes = ram_cache_used(v->cache);

@@ -16,6 +16,8 @@ struct volume;
 enum volume_health {
     VOLUME_HEALTH_OK,
     VOLUME_HEALTH_WAITING, /* the store does not answer: I/O pauses */
+    VOLUME_HEALTH_FULL,    /* the map is as large as it can be: writes are refused with
+                              -ERR_NO_SPACE until something is trimmed; everything else goes on */
     VOLUME_HEALTH_ERROR,   /* a durable step failed for good: every write from then on is refused */
     VOLUME_HEALTH_FENCED,  /* another writer has the volume: every request is refused with
                               -ERR_FENCED */
@@ -61,10 +63,11 @@ struct volume_config {
     uint32_t runs_max;            /* more runs than this are merged whatever it costs; 0: 8 */
     uint32_t map_part_size;       /* bytes of a part of the map, at most 8 MiB; 0: 8 MiB */
     uint32_t map_page_entries;    /* entries of its pages, at most; 0: as many as fit; for tests */
-    uint64_t gc_delay_us;         /* between a change and the GC round for it; 0: 2 s */
-    uint32_t gc_live_percent;     /* objects with less than this live are rewritten; 0: 55 */
-    uint64_t gc_move_bytes;       /* dead bytes in them that make it worth while; 0: 8 MiB */
-    bool gc_off;                  /* no GC in the background, only volume_collect: for tests */
+    uint32_t map_parts_max;   /* parts of a run, at least 8; 0: what the format allows. For tests */
+    uint64_t gc_delay_us;     /* between a change and the GC round for it; 0: 2 s */
+    uint32_t gc_live_percent; /* objects with less than this live are rewritten; 0: 55 */
+    uint64_t gc_move_bytes;   /* dead bytes in them that make it worth while; 0: 8 MiB */
+    bool gc_off;              /* no GC in the background, only volume_collect: for tests */
     /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
      * NULL. */
     void (*on_broken)(void *arg, const struct err *why);
@@ -129,6 +132,7 @@ struct volume_status {
     uint64_t segments_in_flight;
     uint64_t memtable_extents;
     uint64_t run_count;
+    uint64_t map_fill_percent; /* from 100 on the health is FULL */
     uint64_t cache_hits, cache_misses, cache_bytes;
     uint64_t disk_cache_hits, disk_cache_misses; /* lookups of extents */
     uint64_t disk_cache_size, disk_cache_bytes;  /* the size is 0 where there is none */

@@ -5,7 +5,8 @@
  * an open · write.c journal, cuts, PUT pipeline, frontier, flush · read.c reads ·
  * disk_fill.c what goes to the disk cache · lookup.c where sectors are, block status · read_ahead.c
  * sequential readers · checkpoint.c memtable
- * -> run -> manifest, grow, close · levels.c the list of runs, merges · gc.c garbage. */
+ * -> run -> manifest, grow, close · levels.c the list of runs, merges · map_limit.c when the map is
+ * full · gc.c garbage. */
 #pragma once
 
 #include "common/fiber.h"
@@ -153,7 +154,14 @@ struct volume {
     /* Merges. */
     struct list_node merges;     /* struct merge, under way */
     struct waitq levels_changed; /* fibers: the list of runs, or what merges */
-    uint64_t merge_barrier_age;  /* no merge takes runs from both sides of it; 0: none */
+    struct {
+        const struct run_reader *oldest; /* of its sources; NULL: none. Only to be compared */
+        uint64_t covered;                /* sectors of it, then */
+    } merge_too_large;                   /* the last merge whose result the format cannot hold */
+    uint64_t merge_barrier_age;          /* no merge takes runs from both sides of it; 0: none */
+
+    uint64_t map_fill; /* per mille of what makes the map full: map_limit.c */
+    bool map_warned, map_full_told;
 
     /* Checkpoints and manifests. */
     struct fiber_mutex checkpoint_mutex;
@@ -175,6 +183,13 @@ struct volume {
 static inline struct run_shape map_shape(const struct volume *v) {
     return (struct run_shape){.part_size = v->config.map_part_size,
                               .page_entries = v->config.map_page_entries};
+}
+
+/* Of what merges make. */
+static inline struct run_shape merge_shape(const struct volume *v) {
+    struct run_shape shape = map_shape(v);
+    shape.parts_max = v->config.map_parts_max;
+    return shape;
 }
 
 /* --- volume.c --- */
@@ -297,6 +312,12 @@ int levels_settle(struct volume *v, bool only_fewer, struct err *e);
  * merged. */
 int levels_collapse(struct volume *v, struct err *e);
 int levels_stop(struct volume *v, struct err *e); /* fiber. Gives merges up; when closing */
+
+/* --- map_limit.c --- */
+enum { MAP_FULL = 1000 };                /* v->map_fill from which on the map is full */
+void map_limit_update(struct volume *v); /* the list of runs has changed */
+/* Does it need more of a map that is full? */
+bool map_limit_refuses(const struct volume *v, const struct bd_request *req);
 
 /* --- replay.c --- */
 /* The journal while the volume is being taken over. */

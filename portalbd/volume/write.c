@@ -406,6 +406,10 @@ static void drain(struct volume *v) {
 
 bool write_submit(struct volume *v, struct bd_request *req) {
     req->dev_state[0] = 0;
+    if (map_limit_refuses(v, req)) {
+        req->rc = -ERR_NO_SPACE;
+        return true;
+    }
     if (!list_empty(&v->write_queue) || !append_request(v, req)) {
         list_push_back(&v->write_queue, &req->node);
         drain(v);

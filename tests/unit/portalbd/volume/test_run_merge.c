@@ -146,7 +146,7 @@ static struct run_reader *open_reader(struct fixture *f, const struct root_run *
 static struct run_reader *random_part(struct fixture *f, struct place *model, uint64_t from,
                                       uint64_t to, uint8_t owners) {
     struct run_writer *w =
-        run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){PART_SIZE, 0});
+        run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){.part_size = PART_SIZE});
     uint64_t sector = from + rng(f, 100);
     while (sector < to) {
         uint16_t lens[EXTENT_FRAMES_MAX];
@@ -609,8 +609,8 @@ static void covered(void *arg) {
     struct run_reader *bottom = random_bottom(f, model);
     const struct run_index *x = run_reader_index(bottom);
     for (int what = 0; what < 3; what++) {
-        struct run_writer *w =
-            run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){PART_SIZE, 0});
+        struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0],
+                                              (struct run_shape){.part_size = PART_SIZE});
         struct map_entry m = {.sector = what == 1 ? x->parts[0].last_sector + 1 : 0,
                               .count = SECTORS,
                               .kind = what == 2 ? EXTENT_ZERO : EXTENT_HOLE};
