@@ -14,6 +14,7 @@ enum {
     CHECKPOINT_EXTENTS_DEFAULT = 128 * 1024,
     CHECKPOINT_BYTES_DEFAULT = 128 * 1024 * 1024,
     RUNS_MAX_DEFAULT = 8,
+    COLLECT_TURNS_MAX = 8,
     GC_DELAY_DEFAULT_US = 2 * 1000 * 1000,
     GC_LIVE_PERCENT_DEFAULT = 55,
     GC_MOVE_BYTES_DEFAULT = 8 * 1024 * 1024,
@@ -249,8 +250,14 @@ int volume_collect(struct volume *v, struct err *e) {
     if (rc < 0)
         return err_set(e, rc, "volume %s is not open", v->config.key.text);
     rc = levels_settle(v, false, e);
-    if (rc == 0)
+    bool again = rc == 0;
+    for (int i = 0; again && i < COLLECT_TURNS_MAX; i++) {
+        uint64_t merges = v->stats.merges;
         rc = gc_collect(v->gc, e);
+        if (rc == 0)
+            rc = levels_settle(v, false, e); /* what was moved makes merges due, they garbage */
+        again = rc == 0 && v->stats.merges != merges;
+    }
     /* What stopped it says more than that it was stopped. */
     return v->state == VOL_FENCED || v->state == VOL_ERROR ? err_copy(e, &v->why) : rc;
 }
