@@ -6,8 +6,8 @@
 #include "tests/sim/sim.h"
 
 enum {
-    REFUSALS_MAX = 4,    /* requests that a client still sends to a fenced daemon */
-    READ_CHUNK_MAX = 256 /* sectors of one READ of client_read_all */
+    REFUSALS_MAX = 4,     /* requests that a client still sends to a fenced daemon */
+    READ_CHUNK_MAX = 1024 /* sectors of one READ of client_read_all */
 };
 
 /* A block request and what the model has to hear when it ends. */
@@ -423,6 +423,14 @@ static int read_image(struct daemon *d) {
     return rc;
 }
 
+/* They do not all come back at once. */
+static void wait_for_noise(struct daemon *d) {
+    while (d->sim->quiet && !d->stop)
+        if (waitq_wait(&d->proc.env, &d->changed) < 0)
+            return;
+    fiber_sleep_us(&d->proc.env, sim_between(&d->sim->world, 0, 1000000));
+}
+
 static void client_main(void *arg) {
     struct client *c = arg;
     struct daemon *d = c->d;
@@ -436,7 +444,7 @@ static void client_main(void *arg) {
         if (us > 0 && fiber_sleep_us(&d->proc.env, us) < 0)
             break;
         if (s->quiet) {
-            fiber_sleep_us(&d->proc.env, 1000000);
+            wait_for_noise(d);
             continue;
         }
         if (d->stop || d->dead)

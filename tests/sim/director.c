@@ -244,6 +244,8 @@ static void act_time_passes(struct sim *s) {
             act_background(s);
     }
     s->quiet = false;
+    list_for_each (&s->daemons, node)
+        waitq_wake_all(&list_entry(node, struct daemon, node)->changed);
 }
 
 static void act(struct sim *s) {
