@@ -41,7 +41,9 @@ static bool is_needed(const struct audit *a, const char *key) {
                                           sizeof a->needed.items[0], compare_keys) != NULL;
 }
 
-static void need_key(void *arg, const char *key) {
+static void need_object(void *arg, const struct need *x) {
+    char key[KEY_MAX];
+    need_key(x, key);
     need(arg, key);
 }
 
@@ -49,7 +51,7 @@ static void check_root(struct audit *a, const struct root *root, const char *who
     struct needs *n = guard_needs(a->sim);
     struct err e = {0};
     char missing[KEY_MAX];
-    if (!needs_for_each(n, root, need_key, a, &e))
+    if (!needs_for_each(n, root, need_object, a, &e))
         sim_fail(a->sim, "I12: %s: %s", who, e.text);
     else if (!needs_complete(n, root, NULL, missing))
         sim_fail(a->sim, "I12: %s needs %s, which is not in the store", who, missing);

@@ -3,8 +3,8 @@
  *
  * Live are the newest manifest of each volume that is not deleted, and the pins of snapshots whose
  * newest record names them. (What a clone's pin holds is needed by the clone's own root, as far as
- * it is needed.) The list of them is made anew when a manifest, a pin or a record has changed and
- * somebody asks; what an unchanged holder was decoded to is kept. */
+ * it is needed.) Who holds a root is listed anew when a manifest, a pin or a record has changed and
+ * somebody asks; an object never changes, so what it was decoded to is kept while it is there. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,10 +13,15 @@
 #include "common/mem.h"
 #include "tests/sim/sim.h"
 
-struct live_root {
-    char *holder; /* owned; key of the manifest or pin */
-    struct root root;
-    bool found; /* in the pass under way */
+/* A manifest that was the newest of its volume, or a pin. */
+struct holder {
+    char *key;        /* owned */
+    struct root root; /* none: of a deleted volume, of an expired pin, of a clone's pin */
+    bool has_root;
+    char *record;         /* owned; of the snapshot that must name it; NULL: a manifest's root */
+    struct random_id pin; /* ... as this */
+    bool found;           /* in the pass under way */
+    bool live;
 };
 
 /* What some manifest of a volume has condemned. */
@@ -25,12 +30,21 @@ struct condemned {
     struct condemned_range range;
 };
 
+/* What a snapshot's record names. */
+struct named {
+    char *key; /* owned */
+    struct random_id pin;
+    bool deleted;
+};
+
 struct guard {
     struct needs needs;
     struct condemned *condemned; /* owned */
     size_t condemned_count;
-    struct live_root *roots; /* owned */
+    struct holder *holders; /* owned; sorted by key */
     size_t count;
+    struct named *records; /* owned; sorted by key */
+    size_t record_count;
     bool stale;
 };
 
@@ -44,35 +58,112 @@ struct needs *guard_needs(struct sim *s) {
     return &s->guard->needs;
 }
 
-static void drop(struct live_root *r) {
-    free(r->holder);
-    root_release(&r->root);
+static void drop(struct holder *h) {
+    free(h->key);
+    free(h->record);
+    if (h->has_root)
+        root_release(&h->root);
 }
 
 void guard_free(struct guard *g) {
     for (size_t i = 0; i < g->count; i++)
-        drop(&g->roots[i]);
-    free(g->roots);
+        drop(&g->holders[i]);
+    for (size_t i = 0; i < g->record_count; i++)
+        free(g->records[i].key);
+    free(g->holders);
+    free(g->records);
     free(g->condemned);
     needs_release(&g->needs);
     free(g);
 }
 
-static struct live_root *find_root(struct guard *g, const char *holder) {
-    for (size_t i = 0; i < g->count; i++)
-        if (strcmp(g->roots[i].holder, holder) == 0)
-            return &g->roots[i];
-    return NULL;
+/* --- what is kept of objects --- */
+
+/* Of `count` items of `size` bytes, each of which begins with its key. */
+static size_t lower_bound(const void *items, size_t count, size_t size, const char *key) {
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        if (strcmp(*(char *const *)((const uint8_t *)items + mid * size), key) < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
 }
 
-static void add_root(struct guard *g, const char *holder, const struct root *root) {
-    g->roots = xrealloc(g->roots, (g->count + 1) * sizeof *g->roots);
-    struct live_root *r = &g->roots[g->count++];
-    *r = (struct live_root){.holder = xstrdup(holder), .found = true};
-    root_copy(&r->root, root);
+static struct holder *find_holder(struct guard *g, const char *key) {
+    size_t i = lower_bound(g->holders, g->count, sizeof g->holders[0], key);
+    return i < g->count && strcmp(g->holders[i].key, key) == 0 ? &g->holders[i] : NULL;
+}
+
+static struct holder *add_holder(struct guard *g, const char *key) {
+    size_t i = lower_bound(g->holders, g->count, sizeof g->holders[0], key);
+    if ((g->count & (g->count - 1)) == 0)
+        g->holders = xrealloc(g->holders, MAX(2 * g->count, (size_t)16) * sizeof g->holders[0]);
+    memmove(&g->holders[i + 1], &g->holders[i], (g->count - i) * sizeof g->holders[0]);
+    g->count++;
+    g->holders[i] = (struct holder){.key = xstrdup(key)};
+    return &g->holders[i];
+}
+
+/* The object was deleted; what comes there later is another. */
+static void forget(struct guard *g, const char *key) {
+    size_t i = lower_bound(g->holders, g->count, sizeof g->holders[0], key);
+    if (i < g->count && strcmp(g->holders[i].key, key) == 0) {
+        drop(&g->holders[i]);
+        memmove(&g->holders[i], &g->holders[i + 1], (--g->count - i) * sizeof g->holders[0]);
+    }
+    i = lower_bound(g->records, g->record_count, sizeof g->records[0], key);
+    if (i < g->record_count && strcmp(g->records[i].key, key) == 0) {
+        free(g->records[i].key);
+        memmove(&g->records[i], &g->records[i + 1], (--g->record_count - i) * sizeof g->records[0]);
+    }
+}
+
+/* NULL: it is no record that decodes. */
+static const struct named *record_of(struct guard *g, const char *key, struct view body) {
+    size_t i = lower_bound(g->records, g->record_count, sizeof g->records[0], key);
+    if (i < g->record_count && strcmp(g->records[i].key, key) == 0)
+        return &g->records[i];
+    uint64_t n;
+    struct snapshot_record r;
+    if (key_parse_numbered(key, &n) < 0 || snapshot_record_decode(&r, n, body, NULL) < 0)
+        return NULL;
+    if ((g->record_count & (g->record_count - 1)) == 0)
+        g->records =
+            xrealloc(g->records, MAX(2 * g->record_count, (size_t)16) * sizeof g->records[0]);
+    memmove(&g->records[i + 1], &g->records[i], (g->record_count - i) * sizeof g->records[0]);
+    g->record_count++;
+    g->records[i] = (struct named){.key = xstrdup(key), .pin = r.pin, .deleted = r.deleted};
+    snapshot_record_release(&r);
+    return &g->records[i];
 }
 
 /* --- who lives --- */
+
+/* The first object in the folder of this key: of numbered records the newest. */
+static void newest_beside(struct sim *s, const char *key, const char **ret_key, struct view *ret) {
+    char folder[KEY_MAX];
+    size_t len = (size_t)(strrchr(key, '/') + 1 - key);
+    memcpy(folder, key, len);
+    folder[len] = '\0';
+    size_t i = sim_bucket_lower_bound(s->bucket, folder);
+    *ret_key = "";
+    if (i < sim_bucket_count(s->bucket))
+        sim_bucket_at(s->bucket, i, ret_key, ret);
+}
+
+/* Is this snapshot record the newest of its name, and no tombstone? */
+static bool record_names(struct sim *s, const char *key, const struct random_id *pin) {
+    const char *newest;
+    struct view body;
+    newest_beside(s, key, &newest, &body);
+    if (strcmp(newest, key) != 0)
+        return false;
+    const struct named *r = record_of(s->guard, key, body);
+    return r && !r->deleted && random_id_equal(&r->pin, pin);
+}
 
 static bool read_manifest(struct sim *s, const char *key, struct view body, struct manifest *ret) {
     uint64_t n;
@@ -83,69 +174,52 @@ static bool read_manifest(struct sim *s, const char *key, struct view body, stru
     return false;
 }
 
-static bool manifest_root(struct sim *s, const char *key, struct view body, struct root *ret) {
-    struct manifest m;
-    if (!read_manifest(s, key, body, &m))
-        return false;
-    bool live = !m.deleted;
-    if (live)
-        root_copy(ret, &m.root);
-    manifest_release(&m);
-    return live;
+static struct holder *add_manifest(struct guard *g, const char *key, const struct manifest *m) {
+    struct holder *h = add_holder(g, key);
+    h->has_root = h->live = !m->deleted;
+    if (h->has_root)
+        root_copy(&h->root, &m->root);
+    return h;
 }
 
-/* Is this snapshot record the newest of its name, and no tombstone? */
-static bool record_names(struct sim *s, const char *key, const struct random_id *pin) {
-    char folder[KEY_MAX];
-    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(key, '/') + 1 - key), key);
-    size_t i = sim_bucket_lower_bound(s->bucket, folder);
-    if (i == sim_bucket_count(s->bucket))
-        return false;
-    const char *newest;
-    struct view body;
-    uint64_t n;
-    struct snapshot_record r;
-    sim_bucket_at(s->bucket, i, &newest, &body);
-    if (strcmp(newest, key) != 0 || key_parse_numbered(key, &n) < 0 ||
-        snapshot_record_decode(&r, n, body, NULL) < 0)
-        return false;
-    bool live = !r.deleted && random_id_equal(&r.pin, pin);
-    snapshot_record_release(&r);
-    return live;
-}
-
-static bool pin_root(struct sim *s, const char *key, struct view body, struct root *ret) {
+static struct holder *read_pin(struct sim *s, const char *key, struct view body) {
     struct pin_root p;
     struct err e = {0};
     if (pin_root_decode(&p, body, &e) < 0) {
         sim_fail(s, "%s does not decode: %s", key, e.text);
-        return false;
+        return NULL;
     }
-    bool live = !p.expired && !p.commit.is_clone && record_names(s, p.commit.key, &p.pin);
-    if (live)
-        root_copy(ret, &p.root);
+    struct holder *h = add_holder(s->guard, key);
+    h->has_root = !p.expired && !p.commit.is_clone;
+    h->pin = p.pin;
+    h->record = xstrdup(p.commit.key);
+    if (h->has_root)
+        root_copy(&h->root, &p.root);
     pin_root_release(&p);
-    return live;
+    return h;
+}
+
+static struct holder *holder_at(struct sim *s, const char *key, struct view body, bool is_pin) {
+    struct holder *h = find_holder(s->guard, key);
+    struct manifest m;
+    if (!h && is_pin) {
+        h = read_pin(s, key, body);
+    } else if (!h && read_manifest(s, key, body, &m)) {
+        h = add_manifest(s->guard, key, &m);
+        manifest_release(&m);
+    }
+    if (h && is_pin)
+        h->live = h->has_root && record_names(s, h->record, &h->pin);
+    return h;
 }
 
 static void look_at(struct sim *s, size_t index, bool is_pin) {
-    struct guard *g = s->guard;
     const char *key;
     struct view body;
     sim_bucket_at(s->bucket, index, &key, &body);
-    struct live_root *known = find_root(g, key);
-    if (known && !is_pin) {
-        known->found = true;
-        return;
-    }
-    struct root root;
-    if (!(is_pin ? pin_root(s, key, body, &root) : manifest_root(s, key, body, &root)))
-        return;
-    if (known)
-        known->found = true;
-    else
-        add_root(g, key, &root);
-    root_release(&root);
+    struct holder *h = holder_at(s, key, body, is_pin);
+    if (h)
+        h->found = true;
 }
 
 /* The volume whose prefix this is. */
@@ -176,7 +250,7 @@ static void refresh(struct sim *s) {
         return;
     g->stale = false;
     for (size_t i = 0; i < g->count; i++)
-        g->roots[i].found = false;
+        g->holders[i].found = false;
     size_t i = sim_bucket_lower_bound(s->bucket, "volumes/");
     while (i < sim_bucket_count(s->bucket)) {
         const char *key;
@@ -192,10 +266,10 @@ static void refresh(struct sim *s) {
     }
     size_t kept = 0;
     for (i = 0; i < g->count; i++) {
-        if (g->roots[i].found)
-            g->roots[kept++] = g->roots[i];
+        if (g->holders[i].found)
+            g->holders[kept++] = g->holders[i];
         else
-            drop(&g->roots[i]);
+            drop(&g->holders[i]);
     }
     g->count = kept;
 }
@@ -212,28 +286,18 @@ static void note_condemned(struct guard *g, const struct manifest *m) {
     }
 }
 
-static bool condemns(const struct condemned *c, const char *key) {
-    char own[KEY_MAX];
-    uint64_t seq;
-    struct random_id id;
-    if (c->range.kind == OBJ_LOG) {
-        if (key_parse_log(key, &seq) < 0 || seq - c->range.first >= c->range.count)
-            return false;
-        key_log(own, &c->volume, seq);
-        return strcmp(own, key) == 0;
-    }
-    if (key_parse_random(key, &id) < 0 || !random_id_equal(&id, &c->range.id))
+static bool condemns(const struct volume_key *volume, const struct condemned_range *range,
+                     const struct need *x) {
+    if (range->kind != x->ref.kind)
         return false;
-    if (c->range.kind == OBJ_MOVED)
-        key_moved(own, &c->volume, &id);
-    else
-        key_map(own, &c->volume, &id);
-    return strcmp(own, key) == 0;
+    bool inside = range->kind == OBJ_LOG ? x->ref.seq - range->first < range->count
+                                         : random_id_equal(&range->id, &x->ref.id);
+    return inside && volume_key_equal(volume, &x->volume);
 }
 
-static bool is_condemned(const struct guard *g, const char *key) {
+static bool is_condemned(const struct guard *g, const struct need *x) {
     for (size_t i = g->condemned_count; i > 0; i--) /* most likely it was done lately */
-        if (condemns(&g->condemned[i - 1], key))
+        if (condemns(&g->condemned[i - 1].volume, &g->condemned[i - 1].range, x))
             return true;
     return false;
 }
@@ -243,13 +307,11 @@ struct own_need {
     char key[KEY_MAX]; /* needed and condemned; "" while there is none */
 };
 
-static void look_if_condemned(void *arg, const char *key) {
+static void look_if_condemned(void *arg, const struct need *x) {
     struct own_need *o = arg;
-    for (size_t i = 0; i < o->m->condemned_count; i++) {
-        struct condemned c = {.volume = o->m->root.volumes[0], .range = o->m->condemned[i]};
-        if (condemns(&c, key))
-            snprintf(o->key, sizeof o->key, "%s", key);
-    }
+    for (size_t i = 0; i < o->m->condemned_count; i++)
+        if (condemns(&o->m->root.volumes[0], &o->m->condemned[i], x))
+            need_key(x, o->key);
 }
 
 /* --- what must not happen --- */
@@ -263,11 +325,9 @@ static void check_delete_of_manifest(struct sim *s, const struct sim_effect *x) 
     uint64_t n;
     if (key_parse_numbered(x->key, &n) < 0)
         return;
-    char folder[KEY_MAX];
     const char *newest;
     struct view body;
-    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(x->key, '/') + 1 - x->key), x->key);
-    sim_bucket_at(s->bucket, sim_bucket_lower_bound(s->bucket, folder), &newest, &body);
+    newest_beside(s, x->key, &newest, &body);
     if (n == 1 || strcmp(newest, x->key) == 0)
         sim_fail(s, "%s deletes %s, the %s manifest", x->client, x->key,
                  n == 1 ? "first" : "newest");
@@ -286,11 +346,14 @@ static void check_delete(struct sim *s, const struct sim_effect *x) {
         sim_fail(s, "%s deletes %s, a fence", x->client, x->key);
     refresh(s);
     struct guard *g = s->guard;
-    if (!is_condemned(g, x->key))
+    struct need object;
+    if (!need_of_key(&object, x->key) || !is_condemned(g, &object)) {
         sim_fail(s, "I7: %s deletes %s, which no manifest has condemned", x->client, x->key);
+        return;
+    }
     for (size_t i = 0; i < g->count; i++)
-        if (needs_has(&g->needs, &g->roots[i].root, x->key))
-            sim_fail(s, "I7: %s deletes %s, which %s needs", x->client, x->key, g->roots[i].holder);
+        if (g->holders[i].live && needs_has(&g->needs, &g->holders[i].root, &object))
+            sim_fail(s, "I7: %s deletes %s, which %s needs", x->client, x->key, g->holders[i].key);
 }
 
 static void check_new_root(struct sim *s, const char *holder, const struct root *root,
@@ -301,36 +364,37 @@ static void check_new_root(struct sim *s, const char *holder, const struct root 
                  holder, missing);
 }
 
-/* The newest root of the same volume before this one. */
-static const struct root *predecessor(struct guard *g, const char *key) {
+/* The newest manifest of the same volume that was looked at before this one. */
+static struct holder *predecessor(struct guard *g, const char *key) {
     size_t folder = (size_t)(strrchr(key, '/') + 1 - key);
-    for (size_t i = 0; i < g->count; i++)
-        if (strncmp(g->roots[i].holder, key, folder) == 0)
-            return &g->roots[i].root;
-    return NULL;
+    size_t i = lower_bound(g->holders, g->count, sizeof g->holders[0], key);
+    return i < g->count && strncmp(g->holders[i].key, key, folder) == 0 ? &g->holders[i] : NULL;
 }
 
 static void check_new_manifest(struct sim *s, const struct sim_effect *x) {
+    struct guard *g = s->guard;
     struct manifest m;
     if (!read_manifest(s, x->key, x->body, &m))
         return;
-    note_condemned(s->guard, &m);
+    note_condemned(g, &m);
     struct own_need o = {.m = &m};
     if (m.condemned_count > 0)
-        needs_for_each(&s->guard->needs, &m.root, look_if_condemned, &o, NULL);
+        needs_for_each(&g->needs, &m.root, look_if_condemned, &o, NULL);
     if (o.key[0] != '\0')
         sim_fail(s, "I7: %s of %s condemns %s, which its own root needs", x->key, x->client, o.key);
-    manifest_release(&m);
-    char folder[KEY_MAX];
     const char *newest;
     struct view body;
-    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(x->key, '/') + 1 - x->key), x->key);
-    sim_bucket_at(s->bucket, sim_bucket_lower_bound(s->bucket, folder), &newest, &body);
-    struct root root;
-    if (strcmp(newest, x->key) != 0 || !manifest_root(s, x->key, x->body, &root))
-        return;
-    check_new_root(s, x->key, &root, predecessor(s->guard, x->key), x->client);
-    root_release(&root);
+    newest_beside(s, x->key, &newest, &body);
+    if (strcmp(newest, x->key) == 0) {
+        const struct holder *before = predecessor(g, x->key);
+        if (!m.deleted)
+            check_new_root(s, x->key, &m.root, before && before->live ? &before->root : NULL,
+                           x->client);
+        if (before)
+            forget(g, before->key);
+        add_manifest(g, x->key, &m);
+    }
+    manifest_release(&m);
 }
 
 static void check_new_snapshot(struct sim *s, const struct sim_effect *x) {
@@ -340,16 +404,16 @@ static void check_new_snapshot(struct sim *s, const struct sim_effect *x) {
         return;
     char key[KEY_MAX];
     struct view body;
-    struct root root;
     bool live = !r.deleted && record_names(s, x->key, &r.pin);
     key_pin_root(key, &r.source, &r.pin);
     if (live && !sim_bucket_find(s->bucket, key, &body)) {
         sim_fail(s, "I11: %s commits %s, but %s is not in the store", x->client, x->key, key);
-    } else if (live && pin_root(s, key, body, &root)) {
-        check_new_root(s, key, &root, NULL, x->client);
-        root_release(&root);
     } else if (live) {
-        sim_fail(s, "I11: %s commits %s, but %s holds no root for it", x->client, x->key, key);
+        const struct holder *h = holder_at(s, key, body, true);
+        if (h && h->live)
+            check_new_root(s, key, &h->root, NULL, x->client);
+        else
+            sim_fail(s, "I11: %s commits %s, but %s holds no root for it", x->client, x->key, key);
     }
     snapshot_record_release(&r);
 }
@@ -369,6 +433,9 @@ void guard_on_effect(struct sim *s, const struct sim_effect *x) {
         check_new_manifest(s, x);
     else if (x->verb == OBJ_PUT && is_record)
         check_new_snapshot(s, x);
-    if (is_manifest || is_record || in_folder(x->key, "/pins/"))
+    if (is_manifest || is_record || in_folder(x->key, "/pins/")) {
         s->guard->stale = true;
+        if (x->verb == OBJ_DELETE)
+            forget(s->guard, x->key);
+    }
 }
