@@ -1,5 +1,6 @@
 /* See ram_journal.h. A memory file: mapped shared while its user lives, privately once it is dead.
- */
+ * What is given back stays in the file and is cleared when it is reserved again: pages of a file
+ * cost much more than that. */
 #include "tests/support/ram_journal.h"
 
 #include <stdlib.h>
@@ -20,8 +21,12 @@ static void set_pages(struct ram_journal *r, uint64_t off, uint64_t len, int pro
     CHECK(mprotect(r->memory.base + off, len, protection) == 0);
     if (r->frozen)
         return;
-    for (uint64_t p = off / PAGE; p < (off + len) / PAGE; p++)
+    for (uint64_t p = off / PAGE; p < (off + len) / PAGE; p++) {
+        if (protection != PROT_NONE && r->old[p])
+            memset(r->memory.base + p * PAGE, 0, PAGE);
+        r->old[p] = protection == PROT_NONE && (r->old[p] || r->readable[p]);
         r->readable[p] = protection != PROT_NONE;
+    }
 }
 
 static bool reserve(struct journal_memory *m, uint64_t off, uint64_t len) {
@@ -48,7 +53,6 @@ static void punch(struct journal_memory *m, uint64_t off, uint64_t len) {
     uint64_t first = ALIGN_UP(off, (uint64_t)PAGE), end = (off + len) / PAGE * PAGE;
     if (first >= end)
         return;
-    CHECK(madvise(m->base + first, end - first, MADV_REMOVE) == 0);
     set_pages(r, first, end - first, PROT_NONE);
 }
 
@@ -82,6 +86,7 @@ void ram_journal_init(struct ram_journal *r, uint64_t size) {
     r->fd = memfd_create("journal", MFD_CLOEXEC);
     CHECK(r->fd >= 0 && ftruncate(r->fd, (off_t)size) == 0);
     r->readable = xcalloc(size / PAGE, sizeof *r->readable);
+    r->old = xcalloc(size / PAGE, sizeof *r->old);
     map(r, MAP_SHARED);
 }
 
@@ -91,6 +96,7 @@ void ram_journal_release(struct ram_journal *r) {
         close(r->fd);
     }
     free(r->readable);
+    free(r->old);
     *r = (struct ram_journal){0};
 }
 

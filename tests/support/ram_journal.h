@@ -9,6 +9,7 @@ struct ram_journal {
     int fd; /* of a memory file */
     bool frozen;
     bool *readable;       /* owned; a flag for each page that was reserved */
+    bool *old;            /* owned; ... that was given back, and is not clear */
     bool full;            /* nothing is reserved any more */
     unsigned refuse_next; /* so many reserves are refused */
     unsigned reserves, refusals, punches, set_asides;
