@@ -8,7 +8,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 struct slot {
     uint64_t page; /* address / RAM_CACHE_PAGE_SECTORS */
@@ -46,10 +45,7 @@ struct ram_cache *ram_cache_new(uint64_t size) {
     uint64_t count = MAX(size / RAM_CACHE_PAGE, (uint64_t)1);
     CHECK(count < UINT32_MAX / 4);
     c->slot_count = (uint32_t)count;
-    void *p = mmap(NULL, (size_t)count * RAM_CACHE_PAGE, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    CHECK(p != MAP_FAILED);
-    c->data = p;
+    c->data = xmalloc((size_t)count * RAM_CACHE_PAGE); /* touched only as it fills */
     c->slots = xcalloc(count, sizeof *c->slots);
     c->links = xcalloc(count, sizeof *c->links);
     c->once.max = MAX(c->slot_count / 8 * 3, 1u);
@@ -64,7 +60,7 @@ struct ram_cache *ram_cache_new(uint64_t size) {
 void ram_cache_free(struct ram_cache *c) {
     if (!c)
         return;
-    munmap(c->data, (size_t)c->slot_count * RAM_CACHE_PAGE);
+    free(c->data);
     free(c->slots);
     free(c->links);
     free(c->index);
