@@ -178,6 +178,7 @@ $(BUILD)/obj/tests/sim/sim.o: $(BUILD)/gen/sim_commit.h
 $(SIM_LIB): $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out tests/sim/sim.c tests/sim/test_%,$(wildcard tests/sim/*.c)))
 	$(archive)
 SIM_ROOMS := $(filter-out portalbd/nbd portalbd/fuse portalbd/control portalbd/daemon,$(CORE_ROOMS))
+$(BUILD)/tests/sim/sim: LDFLAGS_ALL += -Wl,--wrap=json_parse
 $(BUILD)/tests/sim/sim: $(BUILD)/obj/tests/sim/sim.o $(SIM_LIB) $(SUPPORT_LIB) $(foreach r,$(SIM_ROOMS),$(call room_lib,$(r)))
 	$(link) -lcmocka
 $(TEST_TOOLS): $(BUILD)/tools/%: $(BUILD)/obj/tests/tools/%.o $(SUPPORT_LIB) $(CORE_LIBS)

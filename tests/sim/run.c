@@ -212,6 +212,7 @@ static void sim_release(struct sim *s) {
     sim_bucket_free(s->bucket);
     sim_world_release(&s->world);
     checker_release(&s->checker);
+    json_memo_clear();
 }
 
 static void add_up(struct sim *s) {

@@ -5,9 +5,11 @@
 #include <argp.h>
 #include <inttypes.h>
 #include <malloc.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,6 +25,7 @@
 
 enum {
     JOBS_MAX = 64,
+    JOBS_WINDOW = 16, /* runs that are not looked at yet, for each that runs at a time */
     OPERATIONS_DEFAULT = 2000,
     SAVE_EVERY = 100,        /* runs between two notes of the progress */
     SCENARIOS_WITHIN = 1000, /* runs: each scenario must have been met by then */
@@ -57,6 +60,7 @@ struct item {
 struct job {
     struct run_child child;
     struct item item;
+    bool reported;
 };
 
 struct batch {
@@ -82,7 +86,7 @@ static struct sim_options options_of(const struct arguments *a, const struct ite
 
 static void start_job(const struct arguments *a, struct job *j, const struct item *item) {
     struct sim_options o = options_of(a, item);
-    j->item = *item;
+    *j = (struct job){.item = *item};
     run_child_start(&j->child, &o);
 }
 
@@ -167,24 +171,50 @@ static void save_progress(const struct batch *b, size_t ended) {
     fclose(f);
 }
 
-/* Job i runs every args->jobs-th item: they end in the order of their starts. */
+/* Looks which of the runs first .. next-1 have reported, and returns how many have not. */
+static size_t look_at_jobs(struct job *jobs, size_t first, size_t next, int timeout_ms) {
+    struct pollfd fds[JOBS_MAX * JOBS_WINDOW];
+    struct job *of[ARRAY_LEN(fds)];
+    size_t n = 0, reported = 0;
+    for (size_t i = first; i < next; i++) {
+        struct job *j = &jobs[i % ARRAY_LEN(fds)];
+        if (j->reported)
+            continue;
+        of[n] = j;
+        fds[n++] = (struct pollfd){.fd = j->child.fd, .events = POLLIN};
+    }
+    (void)poll(fds, n, timeout_ms);
+    for (size_t i = 0; i < n; i++) {
+        of[i]->reported = fds[i].revents != 0;
+        reported += of[i]->reported;
+    }
+    return n - reported;
+}
+
+/* Runs are looked at in the order of their starts. A long one does not hold up those behind it: up
+ * to JOBS_WINDOW times as many as run at a time may have ended before it. */
 static void run_batch(struct batch *b) {
     const struct arguments *a = b->args;
-    struct job jobs[JOBS_MAX] = {0};
+    struct job jobs[JOBS_MAX * JOBS_WINDOW] = {0};
     size_t next = 0, ended = 0;
     while (ended < b->count) {
+        size_t running = look_at_jobs(jobs, ended, next, 0);
         bool go_on = (b->failed == 0 || a->keep_going) &&
                      (a->seconds == 0 || seconds_since(&b->began) < (double)a->seconds);
-        while (go_on && next < b->count && next < ended + a->jobs) {
-            start_job(a, &jobs[next % a->jobs], &b->items[next]);
+        bool room = next < b->count && next - ended < a->jobs * JOBS_WINDOW;
+        if (ended < next && jobs[ended % ARRAY_LEN(jobs)].reported) {
+            end_job(b, &jobs[ended % ARRAY_LEN(jobs)]);
+            ended++;
+            if (ended % SAVE_EVERY == 0)
+                save_progress(b, ended);
+        } else if (go_on && room && running < a->jobs) {
+            start_job(a, &jobs[next % ARRAY_LEN(jobs)], &b->items[next]);
             next++;
-        }
-        if (ended == next)
+        } else if (ended < next) {
+            look_at_jobs(jobs, ended, next, -1);
+        } else {
             break;
-        end_job(b, &jobs[ended % a->jobs]);
-        ended++;
-        if (ended % SAVE_EVERY == 0)
-            save_progress(b, ended);
+        }
     }
     save_progress(b, ended);
 }
@@ -290,10 +320,15 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
 
 /* Memory that a dead process of the simulation gives back is the next one's: the kernel need not
  * know. */
+enum { HEAP_SIZE = 64 << 20 };
+
 static void keep_memory(void) {
     mallopt(M_MMAP_THRESHOLD, 64 << 20);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
-    mallopt(M_TOP_PAD, 4 << 20);
+    mallopt(M_TOP_PAD, HEAP_SIZE);
+    free(xmalloc(1 << 20));
+    uintptr_t end = (uintptr_t)sbrk(0), begin = ALIGN_UP(end - HEAP_SIZE, (uintptr_t)2 << 20);
+    (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 }
 
 static void quiet_log(void) {

@@ -10,6 +10,7 @@
  *   restores.c    snapshots restored in place: when, and what the model hears of it
  *   scenarios.c   counts how often the scenarios of docs/protocol.md were met
  *   guard.c       the bucket all the time: nothing needed is deleted (needs.c: what is needed)
+ *   json_memo.c   each object in JSON is decoded once in a run
  *   audit.c       the bucket at the end: everything needed is there, nothing else */
 #pragma once
 
@@ -366,6 +367,9 @@ void director_draw_spots(struct sim *s);
 void director_run(struct sim *s);
 /* fiber of sim->director: everything comes to rest, is read once more, and swept. */
 void director_settle(struct sim *s);
+
+/* --- json_memo.c --- */
+void json_memo_clear(void);
 
 /* --- run.c --- */
 

@@ -47,12 +47,15 @@ void sim_world_init(struct sim_world *w, uint64_t seed) {
     w->rng = &w->own_rng;
     sim_rng_seed(w->rng, seed);
     list_init(&w->procs);
-    env_init(&w->attic, NULL);
+    env_init(&w->attics[0], NULL);
+    for (size_t i = 1; i < SIM_ATTICS; i++)
+        env_init_sharing_stacks(&w->attics[i], NULL, &w->attics[0]);
 }
 
 void sim_world_release(struct sim_world *w) {
     CHECK(list_empty(&w->procs));
-    env_release(&w->attic);
+    for (size_t i = 0; i < SIM_ATTICS; i++)
+        env_release(&w->attics[i]);
     CHECK(w->timers.count == 0);
     timer_heap_release(&w->timers);
 }
@@ -97,20 +100,31 @@ uint64_t sim_skewed(struct sim_world *w, uint64_t low, uint64_t high) {
     return low + sim_below(w, MIN(span, limit));
 }
 
+static uint64_t mix(uint64_t h, const char *text) {
+    for (; *text; text++)
+        h = (h ^ (uint8_t)*text) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+void sim_note(struct sim_world *w, const char *who, const char *const *words, size_t count) {
+    w->digest ^= w->now_us;
+    for (size_t i = 0; i < count; i++)
+        w->digest = mix(w->digest, words[i]);
+    if (!w->trace)
+        return;
+    printf("%10" PRIu64 ".%06" PRIu64 " %-12s ", w->now_us / 1000000, w->now_us % 1000000, who);
+    for (size_t i = 0; i < count; i++)
+        fputs(words[i], stdout);
+    putchar('\n');
+}
+
 void sim_trace(struct sim_world *w, const char *who, const char *fmt, ...) {
     char text[512];
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    size_t len = MIN((size_t)MAX(n, 0), sizeof text - 1);
-    uint64_t h = w->digest ^ w->now_us;
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ (uint8_t)text[i]) * UINT64_C(0x100000001b3);
-    w->digest = h;
-    if (w->trace)
-        printf("%10" PRIu64 ".%06" PRIu64 " %-12s %s\n", w->now_us / 1000000, w->now_us % 1000000,
-               who, text);
+    sim_note(w, who, (const char *const[]){text}, 1);
 }
 
 /* --- struct env --- */
@@ -192,7 +206,7 @@ static const struct env_ops sim_env_ops = {
 
 void sim_proc_init(struct sim_proc *p, struct sim_world *w, const char *name) {
     *p = (struct sim_proc){.world = w};
-    env_init_sharing_stacks(&p->env, &sim_env_ops, &w->attic);
+    env_init_sharing_stacks(&p->env, &sim_env_ops, &w->attics[0]);
     snprintf(p->name, sizeof p->name, "%s", name);
     sim_rng_seed(&p->rng, sim_random(w));
     p->events_tail = &p->events;

@@ -20,6 +20,8 @@ struct sim_rng {
 };
 void sim_rng_seed(struct sim_rng *r, uint64_t seed);
 
+enum { SIM_ATTICS = 8 };
+
 struct sim_world {
     uint64_t now_us;
     struct sim_rng *rng;      /* of whose turn it is; between turns: */
@@ -31,7 +33,7 @@ struct sim_world {
     uint64_t turns;           /* so far */
     uint64_t digest;          /* of everything that ran: equal for equal seeds */
     bool trace;
-    struct env attic; /* runs nothing: keeps the stacks that processes leave */
+    struct env attics[SIM_ATTICS]; /* run nothing: keep the stacks that processes leave */
 };
 
 void sim_world_init(struct sim_world *w, uint64_t seed);
@@ -53,6 +55,8 @@ void sim_timer_stop(struct sim_world *w, struct env_timer *timer);
 
 /* Mixes into the digest; with trace also prints. */
 void sim_trace(struct sim_world *w, const char *who, const char *fmt, ...) PRINTF_LIKE(3, 4);
+/* The same, of words that follow each other: for what happens often. */
+void sim_note(struct sim_world *w, const char *who, const char *const *words, size_t count);
 
 enum { SIM_NAME_MAX = 24 };
 

@@ -197,10 +197,11 @@ static void observe(struct op *o, const char *key, struct view body, bool stored
     if (stored || (o->verb == OBJ_DELETE && existed))
         b->pin_changes += strstr(key, "/pins/") != NULL;
     b->stats.late += late;
-    sim_trace(b->world, o->client, "%s %s%s%s", o->verb == OBJ_PUT ? "PUT" : "DELETE", key,
-              o->verb == OBJ_PUT ? (stored ? " stored" : " refused: exists")
-                                 : (existed ? " deleted" : " was not there"),
-              late ? " (late)" : "");
+    const char *put = stored ? " stored" : " refused: exists";
+    const char *deletion = existed ? " deleted" : " was not there";
+    const char *words[] = {o->verb == OBJ_PUT ? "PUT " : "DELETE ", key,
+                           o->verb == OBJ_PUT ? put : deletion, late ? " (late)" : ""};
+    sim_note(b->world, o->client, words, ARRAY_LEN(words));
     struct sim_effect effect = {
         .verb = o->verb,
         .key = key,
@@ -466,10 +467,11 @@ static void op_submit(struct objstore *store, struct obj_request *req) {
         return;
     }
     b->stats.requests[req->verb]++;
-    sim_trace(b->world, h->name, "%s %s ...", obj_verb_name(req->verb),
-              req->verb == OBJ_DELETE ? req->keys[0] : req->key);
+    const char *key = req->verb == OBJ_DELETE ? req->keys[0] : req->key;
+    const char *words[] = {obj_verb_name(req->verb), " ", key, " ..."};
+    sim_note(b->world, h->name, words, ARRAY_LEN(words));
     if (b->hook)
-        b->hook(b->hook_arg, h->proc, req->verb, req->verb == OBJ_DELETE ? req->keys[0] : req->key);
+        b->hook(b->hook_arg, h->proc, req->verb, key);
     draw(o);
 }
 

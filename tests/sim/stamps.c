@@ -17,30 +17,50 @@ uint32_t stamp_value(uint32_t stamp, uint64_t sector) {
     return some_zero && mix(sector * 31 + stamp) % 4 == 0 ? 0 : stamp;
 }
 
+enum { WORDS = SECTOR_SIZE / 8 };
+
+/* The words behind the first two. */
+static inline uint64_t filling(uint32_t stamp, uint64_t fill, size_t i) {
+    return stamp % 4 == 0 ? fill * (2 * i + 1) : fill;
+}
+
+static uint64_t fill_of(uint32_t stamp, uint64_t sector) {
+    return mix(sector << 20 ^ stamp);
+}
+
 void stamp_fill(uint8_t *to, uint32_t stamp, uint64_t sector) {
-    memset(to, 0, SECTOR_SIZE);
-    if (stamp_value(stamp, sector) == 0)
+    if (stamp_value(stamp, sector) == 0) {
+        memset(to, 0, SECTOR_SIZE);
         return;
-    uint64_t words[SECTOR_SIZE / 8];
-    bool random = stamp % 4 == 0;
-    uint64_t fill = mix(sector << 20 ^ stamp);
-    for (size_t i = 0; i < ARRAY_LEN(words); i++)
-        words[i] = random ? mix(fill + i) : fill;
-    words[0] = STAMP_MAGIC << 16 ^ stamp;
-    words[1] = sector;
+    }
+    uint64_t words[WORDS] = {STAMP_MAGIC << 16 ^ stamp, sector};
+    uint64_t fill = fill_of(stamp, sector);
+    for (size_t i = 2; i < WORDS; i++)
+        words[i] = filling(stamp, fill, i);
     memcpy(to, words, sizeof words);
+}
+
+static bool is_filled(const uint8_t *from, uint32_t stamp, uint64_t fill) {
+    uint64_t words[WORDS], wrong = 0;
+    if (stamp % 4 != 0) /* all the same: the first is right, and each is like the one before */
+        return memcmp(from + 16, &fill, 8) == 0 &&
+               memcmp(from + 16, from + 24, SECTOR_SIZE - 24) == 0;
+    memcpy(words, from, sizeof words);
+    for (size_t i = 2; i < WORDS; i++)
+        wrong |= words[i] ^ filling(stamp, fill, i);
+    return wrong == 0;
 }
 
 uint32_t stamp_read(const uint8_t *from, uint64_t sector) {
     static const uint8_t zeroes[SECTOR_SIZE];
-    if (memcmp(from, zeroes, SECTOR_SIZE) == 0)
-        return 0;
-    uint64_t word;
-    memcpy(&word, from, sizeof word);
-    uint64_t stamp = word ^ STAMP_MAGIC << 16;
-    uint8_t expected[SECTOR_SIZE];
-    if (stamp == 0 || stamp >= STAMP_GARBAGE)
+    uint64_t head[2];
+    memcpy(head, from, sizeof head);
+    if (head[0] == 0)
+        return memcmp(from, zeroes, SECTOR_SIZE) == 0 ? 0 : STAMP_GARBAGE;
+    uint64_t stamp = head[0] ^ STAMP_MAGIC << 16;
+    if (stamp == 0 || stamp >= STAMP_GARBAGE || head[1] != sector ||
+        stamp_value((uint32_t)stamp, sector) == 0)
         return STAMP_GARBAGE;
-    stamp_fill(expected, (uint32_t)stamp, sector);
-    return memcmp(from, expected, SECTOR_SIZE) == 0 ? (uint32_t)stamp : STAMP_GARBAGE;
+    uint64_t fill = fill_of((uint32_t)stamp, sector);
+    return is_filled(from, (uint32_t)stamp, fill) ? (uint32_t)stamp : STAMP_GARBAGE;
 }
