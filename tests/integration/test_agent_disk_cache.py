@@ -7,6 +7,7 @@ timeout: 120
 import json
 import mmap
 import os
+import re
 import shutil
 import signal
 import sys
@@ -46,7 +47,7 @@ class DiskCache(unittest.TestCase):
         with open(os.open(self.pools, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as f:
             f.write(f"[fast]\nurl = file://{self.dir}/store\n")
         self.ctl("pool", "create")
-        self.volume = json.loads(self.ctl("volume", "create", "-o", "json", "--size", "64Mi", "v"))["id"]
+        self.volume = self.answer("volume", "create", "--size", "64Mi", "v")["id"]
         self.agent = Agent(self.pools, args=["--disk-cache", self.folder, "--disk-cache-size", "100Mi", "--cache-size", "1Mi"])
 
     def tearDown(self):
@@ -57,8 +58,12 @@ class DiskCache(unittest.TestCase):
     def ctl(self, *args):
         return sh(os.path.join(BUILD, "bin", "portalctl"), "--pools", self.pools, *args)
 
+    def answer(self, *args):
+        """What it prints beside it may be a warning."""
+        return json.loads(re.search(r"^[\[{].*", self.ctl("-o", "json", *args), re.M | re.S)[0])
+
     def of_agent(self, *args):
-        return json.loads(self.ctl("--run-dir", self.agent.run_dir, "-o", "json", *args))
+        return self.answer("--run-dir", self.agent.run_dir, *args)
 
     def pid(self):
         return self.agent.attachment(self.volume).daemon_pid
