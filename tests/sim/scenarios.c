@@ -122,6 +122,8 @@ static struct daemon *daemon_of(struct sim *s, const struct sim_proc *p) {
 
 /* The round's last step. */
 static void at_delete(struct sim *s, const struct sim_effect *x) {
+    bool has_successor = strstr(x->key, "/manifest/") || strncmp(x->key, "volumes/", 8) != 0;
+    s->totals.objects_freed += x->existed && !has_successor;
     list_for_each (&s->daemons, node) {
         struct daemon *d = list_entry(node, struct daemon, node);
         if (d->collecting && strcmp(d->proc.name, x->client) == 0)

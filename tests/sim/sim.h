@@ -92,6 +92,7 @@ struct sim_totals {
     uint64_t writes_waited, window_full, blackouts, lists;
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;
+    uint64_t objects_freed; /* content of volumes, and pins */
     uint64_t objects_left, objects_fences, objects_manifests;
     uint64_t turns, virtual_ms, steps, daemons, controllers;
     uint64_t digest; /* of all that ran: equal for equal seeds */

@@ -42,6 +42,7 @@ void sim_totals_show(const struct sim_totals *t, uint64_t runs) {
     SHOW(merges);
     SHOW(gc_rounds);
     SHOW(gc_deleted);
+    SHOW(objects_freed);
     SHOW(gc_moves);
     SHOW(parts_reused);
     SHOW(collects);
