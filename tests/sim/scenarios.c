@@ -106,6 +106,7 @@ static void note_newest(struct sim *s, const struct sim_effect *x) {
             number <= v->manifest_newest)
             continue;
         v->manifest_newest = number;
+        v->manifest_by = x->client[0];
         journals_manifest_stored(s, v, x);
         restores_manifest_stored(s, v, x);
     }

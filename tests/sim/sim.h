@@ -154,6 +154,7 @@ struct sim_volume {
     struct list_node node; /* on sim->volumes */
     struct sim_journal journals[NODES];
     uint64_t manifest_newest; /* number */
+    char manifest_by;         /* the kind of its maker: the first letter of its name */
     char name[32];
     enum existence state;
     char id[ID_MAX];
