@@ -76,6 +76,8 @@ struct run_page_cursor {
     uint64_t last_count;
     uint32_t last_ref;
     uint32_t last_end;
+    bool numbers_only;      /* entry.ref is left empty, for who goes by last_ref; that this number
+                               is free in the index is then the caller's to see */
     bool pending;           /* seek has decoded `entry` already */
     struct map_entry entry; /* the current one when run_page_next returned 1; its lens point into
                                the cursor, which therefore must not be copied */

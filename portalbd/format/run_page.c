@@ -235,9 +235,11 @@ static bool decode_data(struct run_page_cursor *c, struct reader *r, uint8_t fla
     uint64_t ref = flags & F_REF ? c->last_ref : reader_varint_max(r, RUN_USAGE_MAX);
     m->skip = flags & F_SKIP ? reader_u8(r) : 0;
     uint64_t off = flags & F_FOLLOWS ? c->last_end : reader_varint_max(r, SEGMENT_SIZE_MAX);
-    if (r->bad || ref >= c->x->usage_count || run_usage_is_free(&c->x->usage[ref]) ||
-        off < SEGMENT_HEADER_SIZE || m->skip >= FRAME_SECTORS_MAX ||
-        (flags & F_SKIP && m->skip == 0) || (flags & F_FOLLOWS && !(flags & F_REF)) ||
+    /* The usage table is large and looked at in no order: walks of whole runs leave it alone. */
+    if (r->bad || ref >= c->x->usage_count ||
+        (!c->numbers_only && run_usage_is_free(&c->x->usage[ref])) || off < SEGMENT_HEADER_SIZE ||
+        m->skip >= FRAME_SECTORS_MAX || (flags & F_SKIP && m->skip == 0) ||
+        (flags & F_FOLLOWS && !(flags & F_REF)) ||
         m->count > (uint64_t)EXTENT_SECTORS_MAX - m->skip)
         return false;
     size_t frames = extent_frames(m->skip + m->count);
@@ -251,7 +253,8 @@ static bool decode_data(struct run_page_cursor *c, struct reader *r, uint8_t fla
     if (r->bad || end > SEGMENT_SIZE_MAX)
         return false;
     m->off = (uint32_t)off;
-    m->ref = c->x->usage[ref].ref;
+    if (!c->numbers_only)
+        m->ref = c->x->usage[ref].ref;
     m->lens = c->lens;
     m->len_count = (uint16_t)frames;
     c->last_ref = (uint32_t)ref;

@@ -11,6 +11,8 @@
  *      walk --NEEDS_PAGES--> run_iter_load --> walk    --NEEDS_ROOM--> run_writer_store --> walk
  *           --NEEDS_PART--> run_writer_reuse --> walk  --AGAIN: a slice is over--> walk  --DONE-->
  *
+ * While the walk is at some pages of a source, the next are on their way.
+ *
  * The bottom, when it is large, is not a source like the others: it is looked at only in the gaps
  * between their entries. A part of it that lies in a gap as a whole becomes a part of the result
  * unread; one that they cover as a whole is never read. Sources are few (at most ROOT_RUNS_MAX), so
@@ -26,17 +28,35 @@
 
 enum {
     STEPS_PER_JOB = 4096,
-    READ_AHEAD_BYTES = 4 * 1024 * 1024, /* of all sources together */
+    READ_AHEAD_BYTES = 4 * 1024 * 1024, /* of all sources together; as much is on its way */
     READ_AHEAD_MIN = 8,                 /* pages of each */
     PARTS_LARGE = 2,                    /* a bottom of fewer parts is a source like the others */
 };
 
 enum walk_result { AGAIN, DONE, NEEDS_PAGES, NEEDS_ROOM, NEEDS_PART };
 
-enum { NUMBER_UNKNOWN = UINT32_MAX, NUMBER_EVACUATED = UINT32_MAX - 1 };
+enum {
+    NUMBER_UNKNOWN = UINT32_MAX,
+    NUMBER_EVACUATED = UINT32_MAX - 1,
+    NUMBER_FREE = UINT32_MAX - 2 /* no entry has it */
+};
+
+/* Pages of a source that will be wanted next, on their way or here. */
+struct ahead {
+    struct env *env;
+    struct run_reader *reader; /* borrowed */
+    size_t part;
+    uint32_t first, count;
+    uint8_t *pages; /* owned; NULL: none */
+    int rc;
+    struct err err;
+    struct fiber_done done;
+    bool started; /* and not waited for */
+};
 
 struct source {
     struct run_iter iter;
+    struct ahead ahead;
     const struct run_index *index; /* borrowed from the reader */
     uint32_t *numbers;             /* owned: of its objects, what the writer calls them */
     struct map_entry entry;        /* what is left of the present one; lens are the iterator's */
@@ -51,6 +71,7 @@ struct merge {
     size_t count;
     struct source *bottom; /* of the same array, behind the first `count`; NULL: none is special */
     struct run_writer *writer; /* owned */
+    struct fiber_group loading;
     bool drops_holes;
     uint64_t at;           /* everything before this sector is merged */
     size_t part;           /* of the bottom: the first that ends at or behind `at` */
@@ -63,6 +84,7 @@ struct merge {
 static void merge_release(struct merge *m) {
     for (size_t i = 0; i < m->count + (m->bottom ? 1 : 0); i++) {
         run_iter_release(&m->sources[i].iter);
+        free(m->sources[i].ahead.pages);
         free(m->sources[i].numbers);
     }
     free(m->sources);
@@ -120,6 +142,16 @@ static uint64_t winner_end(const struct merge *m, const struct source *winner) {
     return end;
 }
 
+/* What the writer calls the object of the source's entry. */
+static int find_number(struct merge *m, const struct source *s, uint32_t *ret) {
+    const struct run_usage *u = &s->index->usage[s->object];
+    if (*ret == NUMBER_FREE)
+        return err_set(&m->err, -ERR_CORRUPT,
+                       "map run: its entry at sector %llu is of object %u, which it does not name",
+                       (unsigned long long)s->entry.sector, s->object);
+    return run_writer_number(m->writer, &u->ref, &s->index->volumes[u->ref.volume], ret, &m->err);
+}
+
 /* Puts what the source says of [m->at, end). */
 static int put(struct merge *m, struct source *s, uint64_t end) {
     struct map_entry entry = s->entry;
@@ -132,12 +164,9 @@ static int put(struct merge *m, struct source *s, uint64_t end) {
         uint32_t *known = &s->numbers[s->object];
         if (*known == NUMBER_EVACUATED)
             return AGAIN;
-        if (*known == NUMBER_UNKNOWN) {
-            int rc = run_writer_number(m->writer, &entry.ref, &s->index->volumes[entry.ref.volume],
-                                       known, &m->err);
-            if (rc < 0)
-                return rc;
-        }
+        int rc = *known >= NUMBER_FREE ? find_number(m, s, known) : 0;
+        if (rc < 0)
+            return rc;
         number = *known;
     }
     map_entry_narrow(&entry, entry.sector, end - entry.sector);
@@ -207,11 +236,66 @@ static void walk(void *arg) {
 
 /* --- the fiber --- */
 
+static void load_ahead(void *arg) {
+    struct ahead *a = arg;
+    a->rc = run_reader_pages(a->reader, a->part, a->first, a->count, &a->pages, &a->err);
+    fiber_done_set(&a->done);
+}
+
+/* What comes behind the pages that the source has begins to be loaded. In the bottom that is one
+ * part at most: perhaps nobody touches the next. */
+static void start_ahead(struct merge *m, struct source *s) {
+    const struct run_iter *it = &s->iter;
+    struct ahead *a = &s->ahead;
+    size_t part = it->buf_part;
+    uint32_t first = it->buf_first + it->buf_count;
+    if (first == s->index->parts[part].page_count) {
+        part++;
+        first = 0;
+    }
+    if (part == s->index->part_count || (s == m->bottom && first == 0))
+        return;
+    CHECK(!a->started && !a->pages);
+    a->env = m->loading.env;
+    a->reader = it->reader;
+    a->part = part;
+    a->first = first;
+    a->count = MIN(it->read_ahead, s->index->parts[part].page_count - first);
+    a->started = true;
+    fiber_done_init(&a->done);
+    fiber_group_start(&m->loading, load_ahead, a);
+}
+
+/* fiber. The pages that the source wants: those that were on their way, if it walks straight on. */
+static int load(struct merge *m, struct source *s, struct err *e) {
+    struct run_iter *it = &s->iter;
+    struct ahead *a = &s->ahead;
+    bool straight = it->page == 0 || (it->buf_count > 0 && it->part == it->buf_part &&
+                                      it->page == it->buf_first + it->buf_count);
+    if (a->started && fiber_done_wait(a->env, &a->done) < 0)
+        return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
+    bool has = a->started && a->part == it->part && a->first == it->page;
+    a->started = false;
+    int rc;
+    if (!has) {
+        free(a->pages);
+        rc = run_iter_load(it, e);
+    } else if ((rc = a->rc) == 0) {
+        run_iter_take(it, a->pages, a->count);
+    } else {
+        err_copy(e, &a->err);
+    }
+    a->pages = NULL;
+    if (rc == 0 && (has || straight))
+        start_ahead(m, s);
+    return rc;
+}
+
 /* fiber. What the walk asked for. */
 static int serve(struct merge *m, struct run_merge_stats *stats, struct err *e) {
     switch (m->rc) {
     case NEEDS_PAGES:
-        return run_iter_load(&m->wanted->iter, e);
+        return load(m, m->wanted, e);
     case NEEDS_ROOM:
         return run_writer_store(m->writer, e);
     case NEEDS_PART:
@@ -273,9 +357,9 @@ static uint32_t *make_numbers(const struct run_index *x, const struct root *root
                 volumes[i] = (int)j;
     }
     for (size_t i = 0; i < x->usage_count; i++) {
-        numbers[i] = NUMBER_UNKNOWN;
         struct obj_ref ref = x->usage[i].ref;
-        if (run_usage_is_free(&x->usage[i]) || volumes[ref.volume] < 0)
+        numbers[i] = run_usage_is_free(&x->usage[i]) ? NUMBER_FREE : NUMBER_UNKNOWN;
+        if (numbers[i] == NUMBER_FREE || volumes[ref.volume] < 0)
             continue;
         ref.volume = (uint16_t)volumes[ref.volume];
         if (bsearch(&ref, root->evacuated, root->evacuated_count, sizeof ref, compare_refs))
@@ -295,6 +379,7 @@ static void prepare(void *arg) {
         m->sources[i].index = run_reader_index(p->sources[i]);
         m->sources[i].numbers = make_numbers(m->sources[i].index, &p->root);
         run_iter_init(&m->sources[i].iter, p->sources[i], read_ahead);
+        m->sources[i].iter.numbers_only = true;
     }
     if (m->bottom)
         run_writer_inherit(m->writer, p->sources[p->count - 1]);
@@ -345,7 +430,11 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     keep_evacuated(&p, o->evacuates);
     run_writer_expect(m.writer, pages_bytes(sources, source_count));
     fiber_run_job(o->env, prepare, &p);
+    fiber_group_init(&m.loading, o->env);
     int rc = drive(&m, o, stats, e);
+    int waited = fiber_group_wait(&m.loading);
+    if (rc == 0 && waited < 0)
+        rc = err_set(e, waited, "the merge was cancelled");
     if (rc == 0)
         rc = run_writer_finish(m.writer, ret_run, e);
     if (rc == 0 && ret_reader)

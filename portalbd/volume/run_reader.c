@@ -108,21 +108,35 @@ static void part_key(const struct run_iter *it, char key[KEY_MAX]) {
     key_map(key, &it->reader->index.volumes[p->ref.volume], &p->ref.id);
 }
 
-/* fiber. The pages from it->page on that one GET brings. */
-static int load_ahead(struct run_iter *it, const char *key, uint32_t count, struct err *e) {
+int run_reader_pages(struct run_reader *r, size_t part, uint32_t first, uint32_t count,
+                     uint8_t **ret, struct err *e) {
+    CHECK(part < r->index.part_count);
+    const struct run_part *p = &r->index.parts[part];
+    CHECK(count >= 1 && first < p->page_count && count <= p->page_count - first);
+    char key[KEY_MAX];
     CLEANUP_BUF struct buf body = {0};
-    uint64_t off = (uint64_t)it->page * RUN_PAGE_SIZE;
+    key_map(key, &r->index.volumes[p->ref.volume], &p->ref.id);
+    uint64_t off = (uint64_t)first * RUN_PAGE_SIZE;
     size_t len = (size_t)count * RUN_PAGE_SIZE;
-    int rc = objstore_get_range(it->reader->store, key, off, len, &body, e);
+    int rc = objstore_get_range(r->store, key, off, len, &body, e);
     if (rc < 0)
         return rc;
     if (body.len != len)
         return err_set(e, -ERR_CORRUPT, "'%s': %zu bytes at %llu instead of %zu", key, body.len,
                        (unsigned long long)off, len);
-    free(it->buf);
-    it->buf = body.data;
+    *ret = body.data;
     body = (struct buf){0};
     return 0;
+}
+
+void run_iter_take(struct run_iter *it, uint8_t *pages, uint32_t count) {
+    CHECK(count >= 1);
+    CHECK(count <= current_part(it)->page_count - it->page);
+    free(it->buf);
+    it->buf = pages;
+    it->buf_part = it->part;
+    it->buf_first = it->page;
+    it->buf_count = count;
 }
 
 static bool in_buffer(const struct run_iter *it) {
@@ -131,23 +145,25 @@ static bool in_buffer(const struct run_iter *it) {
 
 int run_iter_load(struct run_iter *it, struct err *e) {
     const struct run_part *p = current_part(it);
+    it->buf_count = 0;
+    if (it->read_ahead > 1) {
+        uint32_t count = MIN(it->read_ahead, p->page_count - it->page);
+        uint8_t *pages;
+        int rc = run_reader_pages(it->reader, it->part, it->page, count, &pages, e);
+        if (rc == 0)
+            run_iter_take(it, pages, count);
+        return rc;
+    }
     char key[KEY_MAX];
     part_key(it, key);
-    uint32_t count = MIN(it->read_ahead, p->page_count - it->page);
-    it->buf_count = 0;
-    int rc;
-    if (it->read_ahead > 1) {
-        rc = load_ahead(it, key, count, e);
-    } else {
-        if (!it->buf)
-            it->buf = xmalloc(RUN_PAGE_SIZE);
-        rc = page_cache_read(it->reader->pages, key, &p->ref.id, it->page, it->buf, e);
-    }
+    if (!it->buf)
+        it->buf = xmalloc(RUN_PAGE_SIZE);
+    int rc = page_cache_read(it->reader->pages, key, &p->ref.id, it->page, it->buf, e);
     if (rc < 0)
         return rc;
     it->buf_part = it->part;
     it->buf_first = it->page;
-    it->buf_count = count;
+    it->buf_count = 1;
     return 0;
 }
 
@@ -168,6 +184,7 @@ static int open_page(struct run_iter *it, struct err *e) {
     struct err why;
     const uint8_t *bytes = it->buf + (size_t)(it->page - it->buf_first) * RUN_PAGE_SIZE;
     int rc = run_page_open(&it->cursor, &it->reader->index, view_of(bytes, RUN_PAGE_SIZE), &why);
+    it->cursor.numbers_only = it->numbers_only;
     if (rc == 0 && it->cursor.next_sector != run_part_page_first(p, it->page))
         rc = err_set(&why, -ERR_CORRUPT, "it is another page than the index says");
     if (rc < 0)

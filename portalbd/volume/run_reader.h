@@ -39,8 +39,9 @@ struct run_iter {
     size_t part;         /* the page that the cursor walks, or the next to walk */
     uint32_t page;
     bool page_open;
-    uint8_t *buf;    /* owned: up to read_ahead pages */
-    size_t buf_part; /* what is in it: pages [buf_first, buf_first + buf_count) of that part */
+    bool numbers_only; /* see run_page_cursor */
+    uint8_t *buf;      /* owned: up to read_ahead pages */
+    size_t buf_part;   /* what is in it: pages [buf_first, buf_first + buf_count) of that part */
     uint32_t buf_first;
     uint32_t buf_count;
     struct run_page_cursor cursor;
@@ -61,3 +62,9 @@ enum { RUN_ITER_WANTS_LOAD = 2 };
 int run_iter_try_seek(struct run_iter *it, uint64_t sector, struct err *e);
 int run_iter_try_next(struct run_iter *it, struct err *e);
 int run_iter_load(struct run_iter *it, struct err *e); /* fiber */
+/* fiber. Pages [first, first + count) of a part, past the cache; *ret is the caller's (free). */
+int run_reader_pages(struct run_reader *r, size_t part, uint32_t first, uint32_t count,
+                     uint8_t **ret, struct err *e);
+/* In place of run_iter_load: pages that run_reader_pages brought, the first of them the one that
+ * the iterator is at. Takes pages over. */
+void run_iter_take(struct run_iter *it, uint8_t *pages, uint32_t count);

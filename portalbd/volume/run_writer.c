@@ -174,13 +174,15 @@ static int compare_shares(const void *a, const void *b) {
     return (x->number > y->number) - (x->number < y->number);
 }
 
-/* Appends them in their encoding, and forgets them. */
-static void charges_encode(struct charges *c, struct buf *out) {
+/* Appends them in their encoding, adds them to the usage table, and forgets them. Not entry by
+ * entry: the table is large, and entries name its objects in no order. */
+static void charges_encode(struct charges *c, struct run_usage *usage, struct buf *out) {
     if (c->count > 0)
         qsort(c->shares, c->count, sizeof *c->shares, compare_shares);
     for (size_t i = 0; i < c->count; i++) {
         c->shares[i].bytes = c->bytes[c->shares[i].number];
         c->bytes[c->shares[i].number] = 0;
+        usage[c->shares[i].number].bytes += c->shares[i].bytes;
     }
     run_shares_encode(out, c->shares, c->count);
     c->count = 0;
@@ -188,12 +190,13 @@ static void charges_encode(struct charges *c, struct buf *out) {
 
 struct encode_charges_job {
     struct charges *charges;
+    struct run_usage *usage;
     struct buf *out;
 };
 
 static void encode_charges(void *arg) {
     struct encode_charges_job *job = arg;
-    charges_encode(job->charges, job->out);
+    charges_encode(job->charges, job->usage, job->out);
 }
 
 static void charges_move(struct charges *to, struct charges *from) {
@@ -272,7 +275,8 @@ static int store_part(struct run_writer *w, struct err *e) {
     p->ref = (struct obj_ref){.kind = OBJ_MAP, .volume = own};
     env_random(w->env, p->ref.id.bytes, RANDOM_ID_SIZE);
     key_map(key, &w->own, &p->ref.id);
-    struct encode_charges_job job = {.charges = &c->charges, .out = &c->pages};
+    struct encode_charges_job job = {
+        .charges = &c->charges, .usage = w->index.usage, .out = &c->pages};
     if (c->charges.count <= ENCODE_INLINE_MAX)
         encode_charges(&job);
     else
@@ -336,9 +340,7 @@ static void pending_flush(struct run_writer *w) {
     }
     struct chunk *c = current_chunk(w);
     if (m->kind == EXTENT_DATA) {
-        uint64_t bytes = map_entry_stored_len(m);
-        w->index.usage[w->pending_ref].bytes += bytes;
-        charge(&c->charges, w->pending_ref, bytes);
+        charge(&c->charges, w->pending_ref, map_entry_stored_len(m));
     }
     c->sectors += m->count;
     c->entries++;
@@ -370,11 +372,10 @@ static void pending_join(struct run_writer *w, const struct map_entry *m) {
 static void pending_set(struct run_writer *w, const struct map_entry *m, uint32_t number) {
     w->pending = *m;
     w->pending_ref = number;
-    w->pending.ref = (struct obj_ref){0};
+    w->pending.ref = (struct obj_ref){0}; /* pages name objects by number */
     if (m->kind == EXTENT_DATA) {
         CHECK(m->len_count <= EXTENT_FRAMES_MAX);
         memcpy(w->pending_lens, m->lens, m->len_count * sizeof *m->lens);
-        w->pending.ref = w->index.usage[number].ref;
         w->pending.lens = w->pending_lens;
     }
 }

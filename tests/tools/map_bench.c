@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -68,13 +67,38 @@ static uint64_t heap_bytes(void) {
     return m.uordblks + m.hblkhd;
 }
 
+/* What the process has had at most since the last call. */
+static double peak_mib(void) {
+    char line[128];
+    unsigned long kib = 0;
+    FILE *status = fopen("/proc/self/status", "r");
+    while (status && fgets(line, sizeof line, status))
+        if (sscanf(line, "VmHWM: %lu kB", &kib) == 1)
+            break;
+    if (status)
+        fclose(status);
+    FILE *reset = fopen("/proc/self/clear_refs", "w");
+    if (reset) {
+        fputs("5", reset);
+        fclose(reset);
+    }
+    return (double)kib / 1024;
+}
+
+static uint64_t cpu_us(clockid_t of) {
+    struct timespec t;
+    clock_gettime(of, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
 struct marks {
-    uint64_t us, gets, puts, received, sent;
+    uint64_t us, cpu_us, gets, puts, received, sent;
 };
 
 static struct marks marks(const struct bench *b) {
     return (struct marks){
         .us = env_now_us(b->env),
+        .cpu_us = cpu_us(CLOCK_PROCESS_CPUTIME_ID),
         .gets = objstore_stats_requests(b->stats, OBJ_GET),
         .puts = objstore_stats_requests(b->stats, OBJ_PUT),
         .received = metrics_counter_get(&b->stats->verbs[OBJ_GET].received),
@@ -84,10 +108,13 @@ static struct marks marks(const struct bench *b) {
 
 static void print_marks(const struct bench *b, const char *what, const struct marks *from) {
     struct marks now = marks(b);
-    printf("%-34s %8.2f s  %6llu GETs, %8.1f MiB  %5llu PUTs, %8.1f MiB\n", what,
-           (double)(now.us - from->us) / 1e6, (unsigned long long)(now.gets - from->gets),
-           (double)(now.received - from->received) / MIB,
-           (unsigned long long)(now.puts - from->puts), (double)(now.sent - from->sent) / MIB);
+    printf(
+        "%-34s %8.2f s (%.2f of processor), %llu GETs, %.1f MiB, %llu PUTs, %.1f MiB; %.0f MiB of "
+        "memory\n",
+        what, (double)(now.us - from->us) / 1e6, (double)(now.cpu_us - from->cpu_us) / 1e6,
+        (unsigned long long)(now.gets - from->gets), (double)(now.received - from->received) / MIB,
+        (unsigned long long)(now.puts - from->puts), (double)(now.sent - from->sent) / MIB,
+        peak_mib());
     fflush(stdout);
 }
 
@@ -99,23 +126,17 @@ static void print_goal(struct bench *b, const char *what, double value, double g
            good ? "good" : "MISSED");
 }
 
-static uint64_t thread_cpu_us(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
 /* How long the owner thread does nothing else at a time, while a merge runs: by the clock, in which
  * a busy machine counts too, and by what it worked. */
 static void watch_pauses(void *arg) {
     struct bench *b = arg;
     b->longest_pause_us = b->longest_work_us = 0;
     while (b->watching) {
-        uint64_t before = env_now_us(b->env), cpu = thread_cpu_us();
+        uint64_t before = env_now_us(b->env), cpu = cpu_us(CLOCK_THREAD_CPUTIME_ID);
         fiber_sleep_us(b->env, PAUSE_US);
         uint64_t late = env_now_us(b->env) - before - PAUSE_US;
         b->longest_pause_us = MAX(b->longest_pause_us, late);
-        b->longest_work_us = MAX(b->longest_work_us, thread_cpu_us() - cpu);
+        b->longest_work_us = MAX(b->longest_work_us, cpu_us(CLOCK_THREAD_CPUTIME_ID) - cpu);
     }
 }
 
@@ -305,9 +326,6 @@ static void run(void *arg) {
         upper = make_run(b, 3, count, 8, seq, DIV_UP(count, EXTENTS_PER_OBJECT));
         merge_into(b, "merging writes from all over", &bottom, &upper);
     }
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    printf("%-34s %8.2f MiB\n", "most memory of the process", (double)usage.ru_maxrss / 1024);
 }
 
 /* --- */
