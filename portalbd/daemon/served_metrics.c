@@ -38,6 +38,9 @@ static const struct value gauges[] = {
      "Of these, what nobody needs and is not deleted yet."},
     {VALUE(gc_held_bytes), "portalbd_volume_held_bytes",
      "Of these, what only snapshots and clones need."},
+    {VALUE(gc_debt_bytes), "portalbd_gc_debt_bytes",
+     "Dead bytes in objects that GC is to rewrite; from 15 % of what is live on, writes are "
+     "slowed."},
 };
 
 static const struct value counters[] = {
@@ -49,7 +52,7 @@ static const struct value counters[] = {
     {VALUE(read_ahead_unread), "portalbd_read_ahead_unread_bytes_total",
      "Bytes fetched ahead of readers that did not come."},
     {VALUE(write_waits_paced), "portalbd_write_waits_paced_total",
-     "Waits of writes because the journal was getting full."},
+     "Waits of writes because the journal was getting full or GC was behind."},
     {VALUE(write_waits_full), "portalbd_write_waits_full_total",
      "Waits of writes because the journal was full or a checkpoint overdue."},
     {VALUE(bytes_written), "portalbd_volume_written_bytes_total", "Bytes that clients wrote."},
@@ -63,6 +66,8 @@ static const struct value counters[] = {
     {VALUE(gc_bytes_deleted), "portalbd_gc_deleted_bytes_total",
      "Bytes of the objects that GC deleted."},
     {VALUE(gc_bytes_moved), "portalbd_gc_moved_bytes_total", "Bytes that GC rewrote."},
+    {VALUE(gc_debt_wait_us), "portalbd_gc_debt_wait_microseconds_total",
+     "How long writes waited so that GC keeps up."},
 };
 
 struct served_metrics {

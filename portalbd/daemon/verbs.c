@@ -165,6 +165,8 @@ static int verb_stats(struct served *s, const json_t *args, json_t **ret, struct
     set_u64(gc, "bytes_deleted", st.gc_bytes_deleted);
     set_u64(gc, "objects_rewritten", st.gc_victims);
     set_u64(gc, "bytes_moved", st.gc_bytes_moved);
+    set_u64(gc, "debt_bytes", st.gc_debt_bytes);
+    set_u64(gc, "debt_wait_us", st.gc_debt_wait_us);
     *ret = json_object();
     json_object_set_new(*ret, "device", device_stats(s));
     json_object_set_new(*ret, "store", store_stats(s));

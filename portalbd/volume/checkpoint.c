@@ -231,6 +231,7 @@ static int put_closed(struct volume *v, struct err *e) {
  * of the journal or, when nothing is on its way to the store, for a checkpoint. */
 static int drain_write_queue(struct volume *v, struct err *e) {
     int rc = 0;
+    write_resume(v); /* nobody waits for GC any more */
     while (rc == 0 && !list_empty(&v->write_queue)) {
         if (v->durable_write < v->last_write)
             rc = write_wait_durable(v, v->durable_write + 1, e);

@@ -17,10 +17,16 @@
 #include "portalbd/volume/moving.h"
 
 enum {
-    ROUNDS_MAX = 1024, /* of one pass */
-    HIDDEN_SHARE = 5,  /* percent of what the bottom names: as much may stay hidden */
-    DEBT_SHARE = 150,  /* percent of what is live: above it GC does not rest */
+    ROUNDS_MAX = 1024,           /* of one pass */
+    HIDDEN_SHARE = 5,            /* percent of what the bottom names: as much may stay hidden */
+    DEBT_SHARE = 150,            /* percent of what is live: above it GC does not rest */
+    BEHIND_SHARE = 5,            /* dead bytes, one part in so many of what is live: nor then */
+    SMALL_MOVES = 16,            /* a volume that holds less than so many moves gain is small */
+    ROUND_EVERY = 4,             /* moves, when GC is behind */
+    STUCK_US = 10 * 1000 * 1000, /* nothing paid for so long: waiting for it is no use */
+    STUCK_STEPS = 4,             /* or for so many times what it took the last time */
     REST_US_MAX = 2 * 1000 * 1000,
+    HURRY = 8,     /* one part in so many of the delay, when GC is behind */
     MAP_SHARE = 8, /* the map may be one part in so many of what a merge may find */
 };
 
@@ -89,37 +95,93 @@ static bool hides_much(const struct gc *g) {
            map <= above / MAP_SHARE;
 }
 
+/* --- debt --- */
+
+/* Dead bytes that GC could free now, and what writers have added since it looked, if they overwrite
+ * at all; no more than is known, since whether GC can free it is not. */
+static uint64_t debt(const struct gc *g) {
+    double dead = g->stored_lately > 0 ? 1 - g->live_lately / g->stored_lately : 0;
+    double fresh = (double)(g->noted_bytes + g->unjudged_bytes) * MIN(MAX(dead, 0.0), 1.0);
+    return g->debt_bytes + MIN((uint64_t)fresh, g->debt_bytes);
+}
+
+/* What the debt is measured by. */
+static uint64_t debt_scale(const struct gc *g) {
+    uint64_t gain = MIN(g->v->config.gc_move_bytes, (uint64_t)SEGMENT_SIZE_MAX);
+    return MAX(MIN(g->live_bytes, g->v->size_bytes), gain * SMALL_MOVES);
+}
+
+bool gc_is_behind(const struct gc *g) {
+    return g->debt_bytes > debt_scale(g) / BEHIND_SHARE;
+}
+
+void gc_paid(struct gc *g) {
+    uint64_t now = env_now_us(g->v->env);
+    CHECK(now >= g->paid_us && now >= g->began_us);
+    g->step_us = now - MAX(g->paid_us, g->began_us);
+    g->paid_us = MAX(now, UINT64_C(1));
+}
+
+uint64_t gc_write_rate(const struct gc *g) {
+    const struct volume *v = g->v;
+    uint64_t patience = MAX((uint64_t)STUCK_US, g->step_us * STUCK_STEPS);
+    bool pays = g->paid_us > 0 && env_now_us(v->env) - g->paid_us <= patience;
+    if (v->state != VOL_OPEN || v->config.gc_off || !pays)
+        return PACE_FREE;
+    return pace_debt_rate(debt(g), debt_scale(g));
+}
+
+/* --- a pass --- */
+
 /* fiber. Moving takes half of the time at most, so that requests of the volume's users find room at
  * workers and store, unless garbage is about to win. */
 static int rest(struct gc *g, uint64_t worked_us, struct err *e) {
-    bool in_debt = g->objects.bytes / DEBT_SHARE > g->live_bytes / 100;
-    if (in_debt || gc_must_stop(g))
+    uint64_t used = g->objects.bytes - MIN(g->held_bytes, g->objects.bytes);
+    if (used / DEBT_SHARE > g->live_bytes / 100 || gc_is_behind(g) || gc_must_stop(g))
         return 0;
     int rc = waitq_wait_for(g->v->env, &g->stopping, MIN(worked_us, (uint64_t)REST_US_MAX));
     return rc == -ERR_CANCELLED ? err_set(e, rc, "GC was cancelled") : 0;
 }
 
+/* fiber; after gc_find_garbage, which is up to date again afterwards. */
+static int uncover(struct gc *g, struct err *e) {
+    if (!hides_much(g))
+        return 0;
+    int rc = levels_collapse(g->v, e);
+    return rc == 0 ? gc_find_garbage(g, e) : rc;
+}
+
+/* fiber. One batch, and what it leaves is deleted. Far behind, several batches share a round. */
+static int move_some(struct gc *g, bool thorough, int i, bool *ret_moved, struct err *e) {
+    uint64_t from = env_now_us(g->v->env);
+    int rc = gc_move(g, thorough, ret_moved, e);
+    if (rc == 0 && !*ret_moved && g->garbage > 0)
+        rc = rounds(g, thorough, e);
+    if (rc < 0 || !*ret_moved)
+        return rc;
+    g->moved = true;
+    rc = gc_find_garbage(g, e);
+    if (rc == 0)
+        rc = uncover(g, e);
+    if (rc == 0 && (!gc_is_behind(g) || i % ROUND_EVERY == ROUND_EVERY - 1))
+        rc = rounds(g, thorough, e);
+    return rc == 0 && !thorough ? rest(g, env_now_us(g->v->env) - from, e) : rc;
+}
+
 /* fiber; g->mutex held. thorough: all that can be done, whether it is worth it or not. */
 static int pass(struct gc *g, bool thorough, struct err *e) {
+    g->began_us = env_now_us(g->v->env);
+    g->moved = false;
+    if (g->paid_us == 0)
+        g->paid_us = MAX(g->began_us, UINT64_C(1)); /* the first time it is believed to work */
     int rc = gc_find_garbage(g, e);
     bool moved = true;
-    if (rc == 0 && hides_much(g)) {
-        rc = levels_collapse(g->v, e);
-        if (rc == 0)
-            rc = gc_find_garbage(g, e);
-    }
+    if (rc == 0)
+        rc = uncover(g, e);
     if (rc == 0)
         rc = rounds(g, thorough, e);
-    for (int i = 0; rc == 0 && moved && i < ROUNDS_MAX && !gc_must_stop(g); i++) {
-        uint64_t from = env_now_us(g->v->env);
-        rc = gc_move(g, thorough, &moved, e);
-        if (rc == 0 && moved)
-            rc = gc_find_garbage(g, e);
-        if (rc == 0 && moved)
-            rc = rounds(g, thorough, e);
-        if (rc == 0 && moved && !thorough)
-            rc = rest(g, env_now_us(g->v->env) - from, e);
-    }
+    for (int i = 0; rc == 0 && moved && i < ROUNDS_MAX && !gc_must_stop(g); i++)
+        rc = move_some(g, thorough, i, &moved, e);
     if (rc == 0 && !gc_must_stop(g))
         rc = gc_flatten(g, &moved, e);
     if (rc == 0 && moved && !gc_must_stop(g)) {
@@ -165,8 +227,9 @@ static void on_timer(struct env_timer *timer) {
 
 void gc_wake(struct gc *g) {
     g->again = false;
+    uint64_t us = g->v->config.gc_delay_us / (g->moved ? HURRY : 1);
     if (!gc_must_stop(g) && !g->condemning && !g->v->config.gc_off && !env_timer_running(&g->timer))
-        env_timer_start(g->v->env, &g->timer, g->v->config.gc_delay_us);
+        env_timer_start(g->v->env, &g->timer, us);
 }
 
 void gc_stop(struct gc *g) {
@@ -214,4 +277,5 @@ void gc_status(const struct gc *g, struct volume_status *ret) {
     ret->gc_garbage_bytes = g->garbage_bytes;
     ret->gc_held = g->held;
     ret->gc_held_bytes = g->held_bytes;
+    ret->gc_debt_bytes = debt(g);
 }

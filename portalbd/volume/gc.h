@@ -24,4 +24,7 @@ void gc_at_close(struct gc *g);
 int gc_collect(struct gc *g, struct err *e);
 /* Bytes of own objects that the runs name, as of the last look. */
 uint64_t gc_live_bytes(const struct gc *g);
+/* How many bytes a second may be written, so that GC keeps up: PACE_FREE when it does, or when it
+ * could not whatever writers did. */
+uint64_t gc_write_rate(const struct gc *g);
 void gc_status(const struct gc *g, struct volume_status *ret);

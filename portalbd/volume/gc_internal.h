@@ -19,6 +19,7 @@ struct gc {
     struct env_timer timer;
     bool running; /* the background fiber */
     bool again;   /* ... has more to do */
+    bool moved;   /* in the pass under way, or the last one */
     bool stopped;
     struct waitq stopping; /* fibers: resting */
     bool condemning;       /* our own manifest is no reason to wake us */
@@ -27,6 +28,13 @@ struct gc {
     uint16_t mark;
     size_t garbage, held; /* objects, as of the last sweep */
     uint64_t garbage_bytes, held_bytes, live_bytes;
+    uint64_t debt_bytes;     /* dead ones in objects that moving would take, at the last sweep */
+    uint64_t noted_bytes;    /* of segments, since the last sweep */
+    uint64_t unjudged_bytes; /* of segments that the runs did not name yet then */
+    double stored_lately, live_lately; /* bytes of segments, and how much live ones grew */
+    uint64_t began_us;                 /* the pass */
+    uint64_t paid_us; /* when some of the debt was paid, or the first pass began; 0: never */
+    uint64_t step_us; /* how long that had taken */
     struct small_segments small;     /* tables of those that this process stored */
     struct condemned_list condemned; /* of the round under way */
     struct pin_list pins;            /* whose needs these are: */
@@ -43,6 +51,10 @@ struct gc {
 
 /* Who wants to end now says so between two steps. */
 bool gc_must_stop(const struct gc *g);
+/* Some of the debt has been paid. */
+void gc_paid(struct gc *g);
+/* So much of it that everything else has to wait. */
+bool gc_is_behind(const struct gc *g);
 
 /* --- gc_mark.c --- */
 struct object_name object_name_of_ref(const struct obj_ref *ref);

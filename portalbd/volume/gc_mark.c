@@ -10,7 +10,7 @@
 #include <stdlib.h>
 
 #include "common/mutant.h"
-#include "portalbd/volume/gc_internal.h"
+#include "portalbd/volume/moving.h"
 
 enum {
     MARKS_PER_SLICE = 4096,
@@ -21,6 +21,7 @@ void gc_note_segment(struct gc *g, uint64_t seq, uint64_t size, const struct seg
     CHECK(size <= SEGMENT_SIZE_MAX);
     struct object_name n = {.class = CLASS_CONTENT, .kind = OBJ_LOG, .number = seq};
     own_objects_add(&g->objects, &n, (uint32_t)size);
+    g->noted_bytes += size;
     if (size < SMALL_SEGMENT_MAX)
         small_segments_note(&g->small, seq, t);
 }
@@ -263,10 +264,20 @@ static void mark_tail(struct gc *g, const struct root *root) {
     }
 }
 
+/* How much of what is written makes as much dead elsewhere? The runs say so only with some delay,
+ * up and down, so several sweeps count. */
+static void note_growth(struct gc *g, uint64_t unjudged_before, uint64_t live_before) {
+    double judged = (double)unjudged_before + (double)g->noted_bytes - (double)g->unjudged_bytes;
+    g->stored_lately = g->stored_lately * 3 / 4 + judged;
+    g->live_lately = g->live_lately * 3 / 4 + (double)g->live_bytes - (double)live_before;
+    g->noted_bytes = 0;
+}
+
 static void sweep(struct gc *g, const struct gc_snapshot *s) {
+    uint64_t unjudged_before = g->unjudged_bytes, live_before = g->live_bytes;
     uint64_t next_seq = MUTANT("gc-above-next-seq") ? g->v->frontier : s->root.next_seq;
     g->garbage = g->held = 0;
-    g->garbage_bytes = g->held_bytes = g->live_bytes = 0;
+    g->garbage_bytes = g->held_bytes = g->live_bytes = g->debt_bytes = g->unjudged_bytes = 0;
     for (size_t i = 0; i < g->objects.slot_count; i++) {
         struct own_object *o = &g->objects.slots[i];
         if (o->state == OBJECT_NONE)
@@ -277,11 +288,14 @@ static void sweep(struct gc *g, const struct gc_snapshot *s) {
             o->state = OBJECT_GARBAGE;
         if (o->state == OBJECT_LIVE) {
             g->live_bytes += o->live;
+            g->debt_bytes += gc_move_gain(g, o);
+            g->unjudged_bytes += judged ? 0 : o->size;
             continue;
         }
         *(o->state == OBJECT_HELD ? &g->held : &g->garbage) += 1;
         *(o->state == OBJECT_HELD ? &g->held_bytes : &g->garbage_bytes) += o->size;
     }
+    note_growth(g, unjudged_before, live_before);
 }
 
 int gc_find_garbage(struct gc *g, struct err *e) {

@@ -164,6 +164,8 @@ static int delete_some(struct gc *g, const struct round *r, size_t *at, struct e
         own_objects_remove(&g->objects, &r->items[i]);
     }
     v->stats.gc_objects_deleted += count;
+    if (count > 0)
+        gc_paid(g);
     return 0;
 }
 

@@ -26,15 +26,15 @@ enum {
     OVERHEAD = 512,     /* bytes of header, table and footer that say nothing about what is live */
     VICTIMS_MAX = 2048, /* of one batch */
     VICTIM_BYTES_MAX = 32 << 20, /* of one batch: they are in memory */
+    BATCH_SHARE = 8,             /* or one part in so many of what is live */
     SMALL_BYTES_MAX = 16 << 20,  /* of one batch that repacks */
     SMALL_COUNT = 4096,          /* so many small ones are repacked whatever their bytes */
     SMALL_COUNT_MIN = 8,         /* fewer are no burden */
-    THOROUGH_PERCENT_MAX =
-        85,                   /* more live than this, and it may be its own tables that take room */
-    RAW_MAX = 16 << 20,       /* plain bytes from the cache in one batch */
-    GETS_AT_ONCE = 8,         /* of victims */
-    MOVED_BYTES = 8 << 20,    /* of an object: its frames as the victims have them ... */
-    MOVED_RAW_MAX = 14 << 20, /* ... and as they are at most */
+    THOROUGH_PERCENT_MAX = 85,
+    RAW_MAX = 16 << 20,                /* plain bytes from the cache in one batch */
+    GETS_AT_ONCE = 8,                  /* of victims */
+    MOVED_BYTES = 8 << 20,             /* of an object: its frames as the victims have them ... */
+    MOVED_RAW_MAX = 14 << 20,          /* ... and as they are at most */
     MOVED_FRAMES_MAX = 32 * 1024,      /* so at most as many extents */
     EVACUATED_MAX = ROOT_LIST_MAX / 2, /* from here on moving waits for merges */
 };
@@ -98,13 +98,18 @@ static bool is_pinned(const struct gc *g, const struct own_object *o) {
     return pin_needs_object(&g->needs, &n);
 }
 
-/* Moving what a pin needs takes more space until that pin goes: not more of it than must be. */
+/* Moving what a pin needs takes more space until that pin goes: not more of it than must be. And
+ * the tables of what is small may be a large part of it, which moving does not change. */
 static bool is_empty(const struct gc *g, const struct own_object *o, bool thorough) {
     uint64_t percent = g->v->config.gc_live_percent;
-    if (thorough && !is_pinned(g, o))
+    if (thorough && o->size >= g->v->config.segment_size / 2 && !is_pinned(g, o))
         percent = MIN(percent + percent / 2, (uint64_t)THOROUGH_PERCENT_MAX);
     return o->size > OVERHEAD &&
            (uint64_t)used_bytes(o) * 100 < (uint64_t)(o->size - OVERHEAD) * percent;
+}
+
+uint32_t gc_move_gain(const struct gc *g, const struct own_object *o) {
+    return is_movable(g, o) && is_empty(g, o, false) ? o->size - used_bytes(o) : 0;
 }
 
 /* The emptiest first: they give most for the bytes that are written. */
@@ -172,9 +177,10 @@ static void choose(struct move *m, bool thorough) {
         if (o->size < SMALL_SEGMENT_MAX && !is_pinned(g, o))
             candidates_add(&small, o);
     }
+    uint64_t bytes_max = MAX(g->live_bytes / BATCH_SHARE, (uint64_t)MOVED_BYTES / 2);
     if (empty.count > 0 && (thorough || empty.dead >= g->v->config.gc_move_bytes)) {
         qsort(empty.items, empty.count, sizeof *empty.items, compare_emptiness);
-        take_batch(m, &empty, VICTIM_BYTES_MAX);
+        take_batch(m, &empty, MIN(bytes_max, (uint64_t)VICTIM_BYTES_MAX));
     } else if (repacking_is_due(g, &small)) {
         qsort(small.items, small.count, sizeof *small.items, compare_victims);
         take_batch(m, &small, SMALL_BYTES_MAX);
@@ -570,6 +576,7 @@ static int move_batch(struct move *m, bool *ret_moved, struct err *e) {
         rc = read_explain_missing(m->v, missing.text, e);
     }
     if (*ret_moved) {
+        gc_paid(m->gc);
         m->v->stats.gc_moves++;
         m->v->stats.gc_victims += m->victim_count;
     }

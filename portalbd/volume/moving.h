@@ -7,6 +7,8 @@
 /* fiber; after gc_find_garbage. One batch, when there is something to gain: thorough: anything at
  * all. *ret_moved: the root has changed. */
 int gc_move(struct gc *g, bool thorough, bool *ret_moved, struct err *e);
+/* Dead bytes of an object that gc_move would take for them; else 0. After gc_find_garbage. */
+uint32_t gc_move_gain(const struct gc *g, const struct own_object *o);
 
 /* --- moving_lookup.c --- */
 

@@ -144,12 +144,14 @@ struct volume_status {
     uint64_t read_ahead_bytes;   /* fetched before they were asked for */
     uint64_t read_ahead_unread;  /* ... and still not read when their reader was forgotten */
     uint64_t bytes_written, bytes_read, bytes_stored;
-    uint64_t write_waits_paced; /* writes that waited since the journal was getting full */
+    uint64_t write_waits_paced; /* writes that waited: the journal was getting full, or GC behind */
     uint64_t write_waits_full;  /* ... since it was full, or a checkpoint was overdue */
     uint64_t drain_rate;        /* bytes a second that the journal loses when it has something to */
     uint64_t flushes, flush_cuts, checkpoints, merges, map_parts_reused;
     uint64_t gc_scrubs, gc_rounds, gc_objects_deleted, gc_bytes_deleted;
     uint64_t gc_moves, gc_victims, gc_bytes_moved;
+    uint64_t gc_debt_bytes;   /* dead bytes that GC could free and has not yet */
+    uint64_t gc_debt_wait_us; /* how long writes waited, in all, so that GC keeps up */
     /* Objects under the volume's own prefix, as far as they are known; those of them that are
      * garbage and not deleted yet; those that only snapshots or clones still need. */
     uint64_t gc_objects, gc_bytes, gc_garbage, gc_garbage_bytes, gc_held, gc_held_bytes;

@@ -136,6 +136,7 @@ struct volume {
     struct env_timer cut_timer;
     struct env_timer coalesce_timer;
     struct pace pace;
+    uint64_t debt_wait_from_us;     /* since when a write waits so that GC keeps up; 0: none does */
     struct env_timer pace_timer;    /* the first waiting write may come */
     struct env_timer starved_timer; /* the journal gets no memory: try again */
     struct waitq frontier_moved;    /* fibers */

@@ -358,10 +358,17 @@ static bool append(struct volume *v, uint8_t kind, uint64_t sector, uint64_t cou
 /* May a record of len bytes come now? Else the timer asks again. */
 static bool admit(struct volume *v, uint64_t len) {
     uint64_t used = journal_head(v->journal) - journal_tail(v->journal);
-    uint64_t us = pace_admit(&v->pace, env_now_us(v->env), used, journal_size(v->journal), len);
+    uint64_t now = env_now_us(v->env), rate = gc_write_rate(v->gc);
+    uint64_t us = pace_admit(&v->pace, now, used, journal_size(v->journal), len, rate);
+    if (v->debt_wait_from_us > 0) {
+        v->stats.gc_debt_wait_us += now - v->debt_wait_from_us;
+        v->debt_wait_from_us = 0;
+    }
     if (us == 0)
         return true;
     v->stats.write_waits_paced++;
+    if (rate != PACE_FREE)
+        v->debt_wait_from_us = now;
     env_timer_start(v->env, &v->pace_timer, us);
     return false;
 }

@@ -225,6 +225,74 @@ static void snapshots(void *arg) {
     fiber_done_wait_always(fixture.env, &freed);
 }
 
+/* --- a writer that never waits of itself --- */
+
+static void delay(unsigned verb, const char *key_part, uint64_t us) {
+    objstore_fault_add(fixture.delays, &(struct fault_rule){.kind = FAULT_DELAY,
+                                                            .verbs = 1u << verb,
+                                                            .key_part = key_part,
+                                                            .delay_us_min = us,
+                                                            .delay_us_max = us});
+}
+
+struct flood {
+    double most;         /* space over live */
+    uint64_t longest_us; /* that a write took */
+    uint64_t us;         /* all of it */
+    uint64_t waited_us;  /* for GC */
+};
+
+static struct flood flood(double volumes) {
+    struct flood f = {0};
+    struct volume_status s;
+    volume_status(v, &s);
+    uint64_t start = env_now_us(fixture.env), waited = s.gc_debt_wait_us;
+    for (uint64_t i = 0; i < (uint64_t)(volumes * BLOCKS); i++) {
+        uint64_t from = env_now_us(fixture.env);
+        write_block(next_random() % BLOCKS);
+        f.longest_us = MAX(f.longest_us, env_now_us(fixture.env) - from);
+        if (i % (BLOCKS / 64) == 0)
+            f.most = MAX(f.most, (double)stored_bytes() / VOLUME_SIZE);
+        if (i % WRITES_A_MS == 0)
+            assert_int_equal(fiber_yield(fixture.env), 0);
+    }
+    volume_status(v, &s);
+    f.us = env_now_us(fixture.env) - start;
+    f.waited_us = s.gc_debt_wait_us - waited;
+    printf("space %.2f at most, %.1f s, of which %.1f waiting for GC; longest %.0f ms\n", f.most,
+           (double)f.us / 1e6, (double)f.waited_us / 1e6, (double)f.longest_us / 1e3);
+    return f;
+}
+
+static void debt(void *arg) {
+    (void)arg;
+    open_volume_of(VOLUME_SIZE);
+    for (uint64_t i = 0; i < BLOCKS; i++)
+        write_block(i);
+    delay(OBJ_PUT, "/log/", 10000);
+    delay(OBJ_GET, "/log/", 20000); /* GC reads */
+    delay(OBJ_GET, "/moved/", 20000);
+    delay(OBJ_PUT, "/moved/", 20000);
+    struct flood f = flood(8);
+    assert_true(f.most < 2.2);
+    assert_true(f.waited_us > 1000000);
+    assert_true(f.longest_us < 200000);
+    /* GC cannot go on: it is no use to wait for it. */
+    objstore_fault_clear(fixture.delays);
+    delay(OBJ_PUT, "/log/", 10000);
+    struct fault_rule refuse = {
+        .kind = FAULT_FAIL, .verbs = 1u << OBJ_PUT, .key_part = "/moved/", .code = -ERR_DENIED};
+    objstore_fault_add(fixture.delays, &refuse);
+    flood(0.5);
+    assert_int_equal(fiber_sleep_us(fixture.env, 60000000), 0);
+    f = flood(0.5);
+    assert_int_equal(f.waited_us, 0);
+    struct fiber_done freed;
+    fiber_done_init(&freed);
+    volume_free(v, on_freed, &freed);
+    fiber_done_wait_always(fixture.env, &freed);
+}
+
 static void run(void (*test)(void *arg)) {
     pool_fixture_init(&fixture, 1);
     store = objstore_stats_new(fixture.store, NULL, NULL);
@@ -246,10 +314,16 @@ static void test_snapshots(void **state) {
     run(snapshots);
 }
 
+static void test_debt(void **state) {
+    (void)state;
+    run(debt);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_overwrites),
         cmocka_unit_test(test_snapshots),
+        cmocka_unit_test(test_debt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,22 +14,22 @@ static void test_admit(void **state) {
     (void)state;
     enum { RING = 64 * MI };
     struct pace p = {0};
-    assert_int_equal(pace_admit(&p, 1000, RING, RING, MI), 0); /* nothing is known */
+    assert_int_equal(pace_admit(&p, 1000, RING, RING, MI, PACE_FREE), 0); /* nothing is known */
     pace_start(&p, 1000);
     pace_freed(&p, 1000 + 1000 * MS, 100 * MI, true);
     assert_int_equal(p.rate, 100 * MI);
     uint64_t now = 2000 * MS;
     for (int i = 0; i < 100; i++)
-        assert_int_equal(pace_admit(&p, now, RING / 4 * 3 - 1, RING, MI), 0);
+        assert_int_equal(pace_admit(&p, now, RING / 4 * 3 - 1, RING, MI, PACE_FREE), 0);
     /* At 7/8 as fast as it drains: one MiB in 10 ms. */
-    assert_int_equal(pace_admit(&p, now, RING / 8 * 7, RING, MI), 0);
-    assert_in_range(pace_admit(&p, now, RING / 8 * 7, RING, MI), 9 * MS, 11 * MS);
+    assert_int_equal(pace_admit(&p, now, RING / 8 * 7, RING, MI, PACE_FREE), 0);
+    assert_in_range(pace_admit(&p, now, RING / 8 * 7, RING, MI, PACE_FREE), 9 * MS, 11 * MS);
     now += 10 * MS;
-    assert_int_equal(pace_admit(&p, now, RING / 8 * 7, RING, MI), 0);
+    assert_int_equal(pace_admit(&p, now, RING / 8 * 7, RING, MI, PACE_FREE), 0);
     now += 10 * MS;
     /* Nearly full: slower, but never stopped. */
-    assert_int_equal(pace_admit(&p, now, RING - MI, RING, MI), 0);
-    assert_in_range(pace_admit(&p, now, RING - MI, RING, MI), 60 * MS, 1000 * MS);
+    assert_int_equal(pace_admit(&p, now, RING - MI, RING, MI, PACE_FREE), 0);
+    assert_in_range(pace_admit(&p, now, RING - MI, RING, MI, PACE_FREE), 60 * MS, 1000 * MS);
 }
 
 static void test_rate(void **state) {
@@ -44,8 +44,27 @@ static void test_rate(void **state) {
     assert_in_range(p.rate, 75 * MI, 85 * MI);
     /* Nothing for three seconds: who asks is let in slowly. */
     uint64_t now = 10 * 1000 * MS;
-    assert_int_equal(pace_admit(&p, now, 56 * MI, 64 * MI, MI), 0);
-    assert_in_range(pace_admit(&p, now, 56 * MI, 64 * MI, MI), 50 * MS, 1000 * MS);
+    assert_int_equal(pace_admit(&p, now, 56 * MI, 64 * MI, MI, PACE_FREE), 0);
+    assert_in_range(pace_admit(&p, now, 56 * MI, 64 * MI, MI, PACE_FREE), 50 * MS, 1000 * MS);
+}
+
+static void test_debt_rate(void **state) {
+    (void)state;
+    const uint64_t live = UINT64_C(100) * 1024 * MI;
+    assert_int_equal(pace_debt_rate(0, 1), PACE_FREE);
+    assert_int_equal(pace_debt_rate(live / 100 * 15, live), PACE_FREE);
+    assert_in_range(pace_debt_rate(live / 100 * 17, live), 512 * MI, 1024 * MI);
+    assert_in_range(pace_debt_rate(live / 100 * 30, live), 60 * MI, 68 * MI);
+    assert_in_range(pace_debt_rate(live / 100 * 60, live), 3 * MI, 5 * MI);
+    assert_in_range(pace_debt_rate(live * 10, live), 32 * 1024, 256 * 1024);
+    for (uint64_t percent = 16; percent < 300; percent++) /* no step anywhere */
+        assert_in_range(pace_debt_rate(live / 100 * percent, live), 1,
+                        pace_debt_rate(live / 100 * (percent - 1), live));
+    /* Slower than the journal would allow: the journal is empty. */
+    struct pace p = {0};
+    assert_int_equal(pace_admit(&p, 5000, 0, 64 * MI, MI, 100 * MI), 0);
+    assert_in_range(pace_admit(&p, 5000, 0, 64 * MI, MI, 100 * MI), 9 * MS, 11 * MS);
+    assert_int_equal(pace_admit(&p, 5000, 0, 64 * MI, MI, PACE_FREE), 0);
 }
 
 /* --- in a volume --- */
@@ -182,7 +201,8 @@ static void test_flush_under_stream(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_admit), cmocka_unit_test(test_rate), cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_admit),        cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_debt_rate),    cmocka_unit_test(test_stream),
         cmocka_unit_test(test_one_slow_put), cmocka_unit_test(test_flush_under_stream)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
