@@ -33,6 +33,7 @@ enum {
     THOROUGH_PERCENT_MAX = 85,
     RAW_MAX = 16 << 20,                /* plain bytes from the cache in one batch */
     GETS_AT_ONCE = 8,                  /* of victims */
+    PUTS_AT_ONCE = 3,                  /* when GC is behind; else one */
     MOVED_BYTES = 8 << 20,             /* of an object: its frames as the victims have them ... */
     MOVED_RAW_MAX = 14 << 20,          /* ... and as they are at most */
     MOVED_FRAMES_MAX = 32 * 1024,      /* so at most as many extents */
@@ -355,6 +356,7 @@ struct moved_build {
     const struct move *move;
     const struct live_piece *pieces;
     size_t piece_count;
+    struct object_name name;
     struct segment_meta meta;
     uint8_t header[SEGMENT_HEADER_SIZE];
     struct buf frames;
@@ -458,8 +460,7 @@ static size_t pieces_of_object(const struct live_piece *p, size_t count) {
 }
 
 /* fiber. Its places go into the run. */
-static int add_places(struct move *m, const struct moved_build *b, const struct random_id *id,
-                      struct err *e) {
+static int add_places(struct move *m, const struct moved_build *b, struct err *e) {
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < b->table.extent_count; i++) {
         const struct segment_extent *x = &b->table.extents[i];
@@ -468,47 +469,69 @@ static int add_places(struct move *m, const struct moved_build *b, const struct 
                                   .kind = EXTENT_DATA,
                                   .len_count = (uint16_t)extent_frames(x->count),
                                   .off = x->off,
-                                  .ref = {.kind = OBJ_MOVED, .id = *id},
+                                  .ref = {.kind = OBJ_MOVED, .id = b->name.id},
                                   .lens = b->table.lens + x->first_len};
         rc = run_writer_add(m->writer, &entry, &m->v->config.key, e);
     }
     return rc;
 }
 
-/* fiber. Builds one object, stores it, and adds its places to the run. */
-static int write_object(struct move *m, struct moved_build *b, struct err *e) {
-    struct volume *v = m->v;
+/* fiber. Builds one object and stores it. */
+static void store_run(void *arg) {
+    struct moved_build *b = arg;
+    struct volume *v = b->move->v;
     b->meta = (struct segment_meta){
         .kind = SEGMENT_MOVED, .epoch = v->manifest.epoch, .nonce = v->manifest.nonce};
     segment_volume_hash(b->meta.volume_hash, &v->config.key);
     fiber_run_job(v->env, build_run, b);
     if (b->rc < 0)
-        return err_copy(e, &b->err);
-    struct object_name n = {.class = CLASS_CONTENT, .kind = OBJ_MOVED};
-    env_random(v->env, n.id.bytes, sizeof n.id.bytes);
+        return;
+    b->name = (struct object_name){.class = CLASS_CONTENT, .kind = OBJ_MOVED};
+    env_random(v->env, b->name.id.bytes, sizeof b->name.id.bytes);
     char key[KEY_MAX];
-    object_key(key, &v->config.key, &n);
+    object_key(key, &v->config.key, &b->name);
     struct view parts[] = {view_of(b->header, sizeof b->header), buf_view(&b->frames),
                            buf_view(&b->tail)};
-    int rc = objstore_put_parts(v->store, key, parts, ARRAY_LEN(parts), e);
-    if (rc < 0)
-        return rc;
+    b->rc = objstore_put_parts(v->store, key, parts, ARRAY_LEN(parts), &b->err);
+    if (b->rc < 0)
+        return;
     size_t size = sizeof b->header + b->frames.len + b->tail.len;
-    own_objects_add(&m->gc->objects, &n, (uint32_t)size);
+    own_objects_add(&b->move->gc->objects, &b->name, (uint32_t)size);
     v->stats.gc_bytes_moved += size;
-    return add_places(m, b, &n.id, e);
+}
+
+/* fiber. Some objects side by side; their places go into the run in order. */
+static int write_some(struct move *m, struct moved_build *builds, size_t count, struct err *e) {
+    struct fiber_group group;
+    fiber_group_init(&group, m->v->env);
+    for (size_t i = 0; i < count; i++)
+        fiber_group_start(&group, store_run, &builds[i]);
+    if (fiber_group_wait(&group) < 0)
+        return err_set(e, -ERR_CANCELLED, "moving was cancelled");
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        rc = builds[i].rc < 0 ? err_copy(e, &builds[i].err) : add_places(m, &builds[i], e);
+    return rc;
 }
 
 /* fiber. */
 static int write_objects(struct move *m, struct err *e) {
+    size_t at_once = gc_is_behind(m->gc) ? PUTS_AT_ONCE : 1;
     int rc = 0;
     m->writer = run_writer_new(m->v->env, m->v->store, &m->v->config.key, map_shape(m->v));
-    for (size_t i = 0; rc == 0 && i < m->pieces.count && !gc_must_stop(m->gc);) {
-        struct moved_build b = {.move = m, .pieces = m->pieces.items + i};
-        b.piece_count = pieces_of_object(b.pieces, m->pieces.count - i);
-        i += b.piece_count;
-        rc = write_object(m, &b, e);
-        moved_build_release(&b);
+    for (size_t at = 0; rc == 0 && at < m->pieces.count && !gc_must_stop(m->gc);) {
+        struct moved_build builds[PUTS_AT_ONCE] = {0};
+        size_t count = 0;
+        for (; count < at_once && at < m->pieces.count; count++) {
+            struct moved_build *b = &builds[count];
+            b->move = m;
+            b->pieces = m->pieces.items + at;
+            b->piece_count = pieces_of_object(b->pieces, m->pieces.count - at);
+            at += b->piece_count;
+        }
+        rc = write_some(m, builds, count, e);
+        for (size_t i = 0; i < count; i++)
+            moved_build_release(&builds[i]);
     }
     return rc;
 }

@@ -264,8 +264,7 @@ static struct flood flood(double volumes) {
     return f;
 }
 
-static void debt(void *arg) {
-    (void)arg;
+static void open_slow(void) {
     open_volume_of(VOLUME_SIZE);
     for (uint64_t i = 0; i < BLOCKS; i++)
         write_block(i);
@@ -273,6 +272,41 @@ static void debt(void *arg) {
     delay(OBJ_GET, "/log/", 20000); /* GC reads */
     delay(OBJ_GET, "/moved/", 20000);
     delay(OBJ_PUT, "/moved/", 20000);
+}
+
+/* Who closes does not wait for GC, nor do the writes that were waiting for it. */
+static void closed_in_debt(void *arg) {
+    (void)arg;
+    static struct call calls[512];
+    static uint8_t data[BLOCK];
+    struct err e;
+    open_slow();
+    flood(2);
+    for (size_t i = 0; i < ARRAY_LEN(calls); i++) {
+        calls[i] = (struct call){.req = {.op = BD_WRITE,
+                                         .off = i * BLOCK,
+                                         .len = BLOCK,
+                                         .write_data = data,
+                                         .done = on_done}};
+        fiber_done_init(&calls[i].done);
+        if (bd_submit(volume_blockdev(v), &calls[i].req))
+            fiber_done_set(&calls[i].done);
+    }
+    assert_false(calls[ARRAY_LEN(calls) - 1].done.done);
+    assert_int_equal(volume_close(v, &e), 0);
+    for (size_t i = 0; i < ARRAY_LEN(calls); i++) {
+        assert_true(calls[i].done.done);
+        assert_int_equal(calls[i].req.rc, 0);
+    }
+    struct fiber_done freed;
+    fiber_done_init(&freed);
+    volume_free(v, on_freed, &freed);
+    fiber_done_wait_always(fixture.env, &freed);
+}
+
+static void debt(void *arg) {
+    (void)arg;
+    open_slow();
     struct flood f = flood(8);
     assert_true(f.most < 2.2);
     assert_true(f.waited_us > 1000000);
@@ -319,11 +353,17 @@ static void test_debt(void **state) {
     run(debt);
 }
 
+static void test_closed_in_debt(void **state) {
+    (void)state;
+    run(closed_in_debt);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_overwrites),
         cmocka_unit_test(test_snapshots),
         cmocka_unit_test(test_debt),
+        cmocka_unit_test(test_closed_in_debt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
