@@ -127,24 +127,17 @@ static int describe_index(struct view body, json_t **ret, struct err *e) {
     return 0;
 }
 
-/* Pages name objects by their number in the index, which is another object: a table of nothing but
- * numbers stands for it. */
-static void numbers_init(struct run_index *x, struct volume_key *volume, size_t count) {
-    *x = (struct run_index){.volumes = volume, .volume_count = 1, .usage_count = count};
-    x->usage = xcalloc(count, sizeof *x->usage);
-    for (size_t i = 0; i < count; i++)
-        x->usage[i] = (struct run_usage){.ref = {.kind = OBJ_LOG, .seq = i}, .bytes = 1};
-}
-
-static int describe_page(const struct run_index *x, struct view page, json_t *entries,
-                         struct err *e) {
+/* Pages name objects by their number in the index, which is another object: any number may be. */
+static int describe_page(struct view page, json_t *entries, struct err *e) {
+    static const struct run_index any = {.usage_count = RUN_USAGE_MAX};
     struct run_page_cursor c;
-    int rc = run_page_open(&c, x, page, e);
+    int rc = run_page_open(&c, &any, page, e);
+    c.numbers_only = true;
     while (rc >= 0 && (rc = run_page_next(&c, e)) > 0) {
         json_t *o = json_pack("{s:I,s:I,s:s}", "sector", (json_int_t)c.entry.sector, "count",
                               (json_int_t)c.entry.count, "kind", extent_names[c.entry.kind]);
         if (c.entry.kind == EXTENT_DATA) {
-            json_object_set_new(o, "object", of_u64(c.entry.ref.seq));
+            json_object_set_new(o, "object", of_u64(c.last_ref));
             json_object_set_new(o, "off", of_u64(c.entry.off));
             json_object_set_new(o, "skip", of_u64(c.entry.skip));
             json_object_set_new(o, "stored_bytes", of_u64(map_entry_stored_len(&c.entry)));
@@ -162,17 +155,13 @@ static size_t pages_len(struct view body) {
     return len;
 }
 
-static int describe_pages(struct view pages, size_t numbers, json_t *entries, struct err *e) {
-    struct volume_key volume = {.text = ""};
-    struct run_index x;
-    numbers_init(&x, &volume, numbers);
+static int describe_pages(struct view pages, json_t *entries, struct err *e) {
     int rc = 0;
     for (size_t off = 0; rc == 0 && off < pages.len; off += RUN_PAGE_SIZE) {
-        rc = describe_page(&x, view_part(pages, off, RUN_PAGE_SIZE), entries, e);
+        rc = describe_page(view_part(pages, off, RUN_PAGE_SIZE), entries, e);
         if (rc < 0)
             err_wrap(e, "page %zu", off / RUN_PAGE_SIZE);
     }
-    free(x.usage);
     return rc;
 }
 
@@ -190,14 +179,9 @@ static int describe_shares(struct view body, json_t *ret, struct err *e) {
 }
 
 static int describe_part(struct view body, json_t **ret, struct err *e) {
-    enum { FEW = 4096 }; /* objects, as most runs have */
     struct view pages = view_part(body, 0, pages_len(body));
     json_t *entries = json_array(), *shares = json_array();
-    int rc = describe_pages(pages, FEW, entries, e);
-    if (rc == -ERR_CORRUPT) {
-        json_array_clear(entries);
-        rc = describe_pages(pages, RUN_USAGE_MAX, entries, e);
-    }
+    int rc = describe_pages(pages, entries, e);
     if (rc == 0)
         rc = describe_shares(view_part(body, pages.len, body.len - pages.len), shares, e);
     if (rc < 0) {
