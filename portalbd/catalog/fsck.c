@@ -4,8 +4,11 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "portalbd/catalog/fsck_internal.h"
+
+enum { VOLUMES_AT_ONCE = 8 };
 
 void fsck_report(struct fsck *f, enum fsck_kind kind, const char *key, const char *format, ...) {
     char text[ERR_TEXT_MAX];
@@ -252,9 +255,61 @@ static int check_against_record(struct fsck *f, const struct volume_key *v, stru
     return rc;
 }
 
-int fsck_pool(struct fsck *f, struct err *e) {
+/* Several at a time, for the sake of the many deleted ones: of these there is little to read, in
+ * one small request after the other. */
+struct volume_check {
+    struct fsck *f;
+    struct volume_key volume;
+    int rc;
+    struct err err;
+};
+
+static void check_one_volume(void *arg) {
+    struct volume_check *c = arg;
+    c->rc = check_against_record(c->f, &c->volume, &c->err);
+    if (c->rc == 0)
+        c->rc = fsck_check_volume(c->f, &c->volume, true, &c->err);
+    if (c->rc == -ERR_NOT_FOUND)
+        c->rc = 0; /* no manifest: told, or not there yet */
+}
+
+/* fiber. Carries out a batch. */
+static int run_checks(struct fsck *f, struct volume_check *batch, size_t count, struct err *e) {
+    struct fiber_group group;
+    fiber_group_init(&group, f->catalog->env);
+    for (size_t i = 0; i < count; i++)
+        fiber_group_start(&group, check_one_volume, &batch[i]);
+    int rc = fiber_group_wait(&group);
+    if (rc < 0)
+        return err_set(e, rc, "cancelled");
+    for (size_t i = 0; i < count; i++)
+        if (batch[i].rc < 0)
+            return err_copy(e, &batch[i].err);
+    return 0;
+}
+
+static int check_volumes(struct fsck *f, struct err *e) {
     char after[CATALOG_AFTER_MAX] = "";
-    struct volume_key v;
+    struct volume_check *batch = xcalloc(VOLUMES_AT_ONCE, sizeof *batch);
+    int rc = 1;
+    while (rc > 0) {
+        size_t count = 0;
+        for (; count < VOLUMES_AT_ONCE; count++) {
+            batch[count] = (struct volume_check){.f = f};
+            rc = catalog_next_volume(f->catalog, after, &batch[count].volume, e);
+            if (rc <= 0)
+                break;
+        }
+        int checked = rc < 0 ? 0 : run_checks(f, batch, count, e);
+        if (checked < 0)
+            rc = checked;
+    }
+    free(batch);
+    return rc;
+}
+
+int fsck_pool(struct fsck *f, struct err *e) {
+    fiber_mutex_init(&f->reading);
     int rc = check_pool_record(f, e);
     if (rc == 0)
         rc = check_records(f, "records/", check_volume_record, e);
@@ -264,19 +319,13 @@ int fsck_pool(struct fsck *f, struct err *e) {
         rc = check_records(f, "nodes/", check_node_record, e);
     if (rc == 0)
         rc = check_snapshots(f, NULL, e);
-    while (rc == 0 && (rc = catalog_next_volume(f->catalog, after, &v, e)) > 0) {
-        rc = check_against_record(f, &v, e);
-        if (rc == 0)
-            rc = fsck_check_volume(f, &v, true, e);
-        if (rc == -ERR_NOT_FOUND)
-            rc = 0; /* no manifest: told, or not there yet */
-    }
-    return rc;
+    return rc == 0 ? check_volumes(f, e) : rc;
 }
 
 int fsck_volume(struct fsck *f, const char *id, struct err *e) {
     struct volume_info i;
     char folder[KEY_MAX], hash[33];
+    fiber_mutex_init(&f->reading);
     int rc = catalog_volume_get(f->catalog, id, &i, e);
     if (rc < 0)
         return rc;

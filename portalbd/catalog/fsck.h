@@ -36,7 +36,8 @@ struct fsck {
     /* Now and then, with the volume that is looked at. May be NULL. */
     void (*on_progress)(void *arg, const struct fsck_result *so_far, const char *volume);
     void *arg;
-    struct fsck_result result; /* grows from call to call */
+    struct fsck_result result;  /* grows from call to call */
+    struct fiber_mutex reading; /* fsck's own: one volume at a time reads runs and data */
 };
 
 /* fiber. Everything below the pool's prefix. Findings are no errors: 0. */

@@ -62,6 +62,7 @@ struct fsck_check {
     struct objstore *store;
     const struct volume_key *volume;
     bool whole_pool; /* others' objects are checked as theirs */
+    bool reading;    /* holds f->reading */
     struct fsck_table table;
     struct fsck_root *roots; /* owned; of this attempt */
     size_t root_count;

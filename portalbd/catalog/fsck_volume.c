@@ -350,12 +350,31 @@ static int tell_misses(struct fsck_check *c, struct attempt *a, struct err *e) {
     return 0;
 }
 
+/* fiber. From here on only this volume reads runs and data. 1: that took a while. */
+static int begin_reading(struct fsck_check *c, struct err *e) {
+    bool waits = c->f->reading.held;
+    if (c->reading)
+        return 0;
+    if (fiber_mutex_lock(c->f->catalog->env, &c->f->reading) < 0)
+        return err_set(e, -ERR_CANCELLED, "cancelled");
+    c->reading = true;
+    return waits;
+}
+
 static int look(struct fsck_check *c, struct attempt *a, struct err *e) {
     bool moved = false;
     int rc = manifest_newest(c->store, c->volume, &a->manifest, e);
+    if (rc == 0 && !a->manifest.deleted && (rc = begin_reading(c, e)) > 0) {
+        manifest_release(&a->manifest);
+        rc = manifest_newest(c->store, c->volume, &a->manifest, e);
+    }
     if (rc < 0)
         return rc;
     rc = read_roots(c, a, e);
+    if (rc == 0 && c->run_count > 0) /* of pins of a deleted volume */
+        rc = begin_reading(c, e);
+    if (rc > 0)
+        rc = 0;
     if (rc == 0)
         rc = read_runs(c, a, e);
     if (rc == 0)
@@ -495,6 +514,8 @@ int fsck_check_volume(struct fsck *f, const struct volume_key *v, bool whole_poo
     }
     if (rc == 0)
         f->result.volumes++;
+    if (c.reading)
+        fiber_mutex_unlock(&f->reading);
     roots_release(&c);
     free(c.runs);
     free(c.misses);

@@ -393,6 +393,42 @@ static void test_described(void **state) {
     pool_fixture_run(*state, described, *state);
 }
 
+/* --- many deleted volumes --- */
+
+/* What is left of a deleted volume is looked at beside that of others. */
+static void many_deleted(void *arg) {
+    enum { VOLUMES = 24, LATENCY_US = 10 * 1000 };
+    struct pool_fixture *f = arg;
+    static struct findings l;
+    struct err e;
+    struct pool_record pool;
+    struct pool_create options = {.cluster_id = NULL};
+    ok(catalog_pool_create(&f->catalog, &options, &pool, &e), &e);
+    pool_record_release(&pool);
+    for (int i = 0; i < VOLUMES; i++) {
+        char name[16], id[ID_MAX];
+        snprintf(name, sizeof name, "v%d", i);
+        create(f, name, NULL, id);
+        ok(catalog_volume_delete(&f->catalog, id, false, &e), &e);
+    }
+    objstore_fault_add(f->delays, &(struct fault_rule){.kind = FAULT_DELAY,
+                                                       .delay_us_min = LATENCY_US,
+                                                       .delay_us_max = LATENCY_US});
+    uint64_t requests = pool_fixture_requests(f), from = env_now_us(f->env);
+    struct fsck_result r = check(f, NULL, false, &l);
+    requests = pool_fixture_requests(f) - requests;
+    uint64_t one_by_one_us = requests * LATENCY_US;
+    assert_int_equal(r.volumes, VOLUMES);
+    assert_int_equal(l.count, 0);
+    printf("%llu requests took as long as %llu, one by one\n", (unsigned long long)requests,
+           (unsigned long long)((env_now_us(f->env) - from) / LATENCY_US));
+    assert_true(env_now_us(f->env) - from < one_by_one_us / 2);
+}
+
+static void test_many_deleted(void **state) {
+    pool_fixture_run(*state, many_deleted, *state);
+}
+
 /* --- beside a writer --- */
 
 enum { ROUNDS = 4 };
@@ -473,6 +509,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_every_object, setup, teardown),
         cmocka_unit_test_setup_teardown(test_contradictions, setup, teardown),
         cmocka_unit_test_setup_teardown(test_described, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_many_deleted, setup, teardown),
         cmocka_unit_test(test_live),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
