@@ -288,13 +288,14 @@ static void sweep(struct gc *g, const struct gc_snapshot *s) {
             o->state = OBJECT_GARBAGE;
         if (o->state == OBJECT_LIVE) {
             g->live_bytes += o->live;
-            g->debt_bytes += gc_move_gain(g, o);
             g->unjudged_bytes += judged ? 0 : o->size;
             continue;
         }
         *(o->state == OBJECT_HELD ? &g->held : &g->garbage) += 1;
         *(o->state == OBJECT_HELD ? &g->held_bytes : &g->garbage_bytes) += o->size;
     }
+    for (size_t i = 0; i < g->objects.slot_count; i++)
+        g->debt_bytes += gc_move_gain(g, &g->objects.slots[i]);
     note_growth(g, unjudged_before, live_before);
 }
 

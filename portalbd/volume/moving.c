@@ -88,10 +88,21 @@ static bool is_movable(const struct gc *g, const struct own_object *o) {
            o->size > 0;
 }
 
+/* What the head needs of it. Runs count too much: what newer ones shadow, and frames of which a
+ * part is left, once for each part. What is more than the volume can hold must be dead, and is
+ * taken to be everywhere but in objects that look whole, as those do that GC has just written. */
+static uint64_t live_bytes(const struct gc *g, const struct own_object *o) {
+    bool whole = o->live <= o->size && o->live >= o->size / 10 * 9;
+    if (whole || g->live_bytes <= g->v->size_bytes)
+        return o->live;
+    return (uint64_t)((double)o->live * (double)g->v->size_bytes / (double)g->live_bytes);
+}
+
 /* What the head or a pin needs of it: what was overwritten does not come back, so that the oldest
  * root, which needs most, needs all that the others do. */
-static uint32_t used_bytes(const struct own_object *o) {
-    return MIN(MAX(o->live, o->pinned), o->size);
+static uint32_t used_bytes(const struct gc *g, const struct own_object *o) {
+    uint64_t used = MAX(live_bytes(g, o), (uint64_t)o->pinned);
+    return (uint32_t)MIN(used, (uint64_t)o->size);
 }
 
 static bool is_pinned(const struct gc *g, const struct own_object *o) {
@@ -106,11 +117,11 @@ static bool is_empty(const struct gc *g, const struct own_object *o, bool thorou
     if (thorough && o->size >= g->v->config.segment_size / 2 && !is_pinned(g, o))
         percent = MIN(percent + percent / 2, (uint64_t)THOROUGH_PERCENT_MAX);
     return o->size > OVERHEAD &&
-           (uint64_t)used_bytes(o) * 100 < (uint64_t)(o->size - OVERHEAD) * percent;
+           (uint64_t)used_bytes(g, o) * 100 < (uint64_t)(o->size - OVERHEAD) * percent;
 }
 
 uint32_t gc_move_gain(const struct gc *g, const struct own_object *o) {
-    return is_movable(g, o) && is_empty(g, o, false) ? o->size - used_bytes(o) : 0;
+    return is_movable(g, o) && is_empty(g, o, false) ? o->size - used_bytes(g, o) : 0;
 }
 
 /* The emptiest first: they give most for the bytes that are written. */
@@ -133,12 +144,13 @@ struct candidates {
     uint64_t bytes, dead;
 };
 
-static void candidates_add(struct candidates *c, const struct own_object *o) {
+static void candidates_add(const struct gc *g, struct candidates *c, const struct own_object *o) {
+    uint32_t used = used_bytes(g, o);
     c->items = grown_array(c->items, c->count, sizeof *c->items);
     c->items[c->count++] =
-        (struct victim){.name = own_object_name(o), .size = o->size, .used = used_bytes(o)};
+        (struct victim){.name = own_object_name(o), .size = o->size, .used = used};
     c->bytes += o->size;
-    c->dead += o->size - used_bytes(o);
+    c->dead += o->size - used;
 }
 
 /* Many small objects become few: those of which nothing was overwritten for longest first. */
@@ -174,9 +186,9 @@ static void choose(struct move *m, bool thorough) {
         if (!is_movable(g, o))
             continue;
         if (is_empty(g, o, thorough))
-            candidates_add(&empty, o);
+            candidates_add(g, &empty, o);
         if (o->size < SMALL_SEGMENT_MAX && !is_pinned(g, o))
-            candidates_add(&small, o);
+            candidates_add(g, &small, o);
     }
     uint64_t bytes_max = MAX(g->live_bytes / BATCH_SHARE, (uint64_t)MOVED_BYTES / 2);
     if (empty.count > 0 && (thorough || empty.dead >= g->v->config.gc_move_bytes)) {
