@@ -276,12 +276,15 @@ static int batch(struct gc *g, uint64_t *sector, bool *ret_end, bool *ret_moved,
 int gc_flatten(struct gc *g, bool *ret_moved, struct err *e) {
     struct volume *v = g->v;
     *ret_moved = false;
-    if (v->manifest.depth < FLATTEN_DEPTH || v->manifest.held_pin_count == 0 || v->run_count == 0 ||
+    uint32_t depth = v->config.flatten_depth ? v->config.flatten_depth : FLATTEN_DEPTH;
+    if (v->manifest.depth < depth || v->manifest.held_pin_count == 0 || v->run_count == 0 ||
         !gc_needs_others(g))
         return 0;
     uint64_t sector = 0;
     bool end = false;
-    int rc = levels_collapse(v, e); /* what the tail of others has become is in a run */
+    int rc = checkpoint_now(v, e); /* what the tail of others has become is in a run */
+    if (rc == 0)
+        rc = levels_collapse(v, e);
     while (rc == 0 && !end && v->run_count > 0 && !gc_must_stop(g)) {
         rc = batch(g, &sector, &end, ret_moved, e);
         if (rc == 0 && v->run_count >= RUNS_MANY && !gc_must_stop(g))

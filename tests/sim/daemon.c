@@ -12,6 +12,25 @@
 #include "common/mem.h"
 #include "tests/sim/sim.h"
 
+/* Some have a disk cache, on a disk that others used before; some disks fail, or lie. */
+static void pick_disk(struct daemon *d) {
+    struct sim *s = d->sim;
+    bool wanted = sim_chance(&s->world, s->disk_rate), bad = sim_chance(&s->world, 150);
+    uint64_t how = sim_below(&s->world, 3);
+    if (!wanted)
+        return;
+    struct list_node *node = list_pop_front(&s->disks);
+    if (node) {
+        d->disk = list_entry(node, struct sim_disk, node);
+    } else {
+        d->disk = NEW(struct sim_disk);
+        memory_medium_init(&d->disk->memory, DISK_CACHE_SIZE_MIN);
+    }
+    d->disk->memory.fail_reads = bad && how == 0;
+    d->disk->memory.fail_writes = bad && how == 1;
+    d->disk->memory.flip = bad && how == 2;
+}
+
 static void on_freed(void *arg) {
     struct daemon *d = arg;
     d->volume = NULL;
@@ -34,6 +53,8 @@ static void drop_volume(struct daemon *d) {
     t->cache_hits += st.cache_hits;
     t->cache_misses += st.cache_misses;
     t->flushes += st.flushes;
+    t->disk_hits += st.disk_cache_hits;
+    t->disks_failed += st.disk_cache_off;
     if (st.health == VOLUME_HEALTH_FENCED && d->journal && !d->dead)
         d->journal->owned = false; /* the agent is told, and takes the device down */
     volume_free(d->volume, on_freed, d);
@@ -69,6 +90,7 @@ static bool open_volume(struct daemon *d) {
     config.env = &d->proc.env;
     config.store = d->store;
     config.publish_epoch = d->publish_epoch;
+    config.disk = d->disk ? &d->disk->memory.medium : NULL;
     struct err e = {0};
     int rc;
     if (d->snap) {
@@ -220,6 +242,7 @@ static struct daemon *start(struct sim *s, struct sim_volume *vol, struct snap *
     else if (!snap)
         journals_pick(d);
     journals_register(d, number);
+    pick_disk(d);
     sim_proc_init(&d->proc, &s->world, name);
     d->proc.owner = d;
     d->proc.on_kill = on_kill;
@@ -271,6 +294,8 @@ static void daemon_release(struct daemon *d) {
     if (d->snap)
         d->snap->users--;
     journals_let_go(d);
+    if (d->disk)
+        list_push_back(&d->sim->disks, &d->disk->node);
     objstore_close(d->store);
     sim_proc_release(&d->proc);
     list_remove(&d->node);

@@ -92,6 +92,8 @@ static void draw_limits(struct sim *s) {
     s->world.job_us_max = sim_skewed(w, 10, 20000);
     s->limits.map_part_size = (uint32_t)(4096 * sim_skewed(w, 2, 16));
     s->limits.map_page_entries = (uint32_t)sim_skewed(w, 4, 300);
+    s->limits.flatten_depth = sim_chance(w, 300) ? 0 : (uint32_t)sim_between(w, 1, 3);
+    s->disk_rate = sim_chance(w, 600) ? 0 : (unsigned)sim_between(w, 300, 1000);
 }
 
 /* Writers that are faster than the store: windows and journals fill. */
@@ -176,6 +178,7 @@ static void sim_init(struct sim *s, const struct sim_options *options) {
     list_init(&s->controllers);
     list_init(&s->volumes);
     list_init(&s->snaps);
+    list_init(&s->disks);
     checker_init(&s->checker);
     draw_limits(s);
     draw_spans(s);
@@ -208,6 +211,11 @@ static void sim_release(struct sim *s) {
     free(s->journal_of);
     while ((node = list_pop_front(&s->snaps)) != NULL)
         snap_release(list_entry(node, struct snap, node));
+    while ((node = list_pop_front(&s->disks)) != NULL) {
+        struct sim_disk *d = list_entry(node, struct sim_disk, node);
+        memory_medium_release(&d->memory);
+        free(d);
+    }
     guard_free(s->guard);
     sim_bucket_free(s->bucket);
     sim_world_release(&s->world);

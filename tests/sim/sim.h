@@ -23,6 +23,7 @@
 #include "tests/sim/plan.h"
 #include "tests/sim/sim_env.h"
 #include "tests/sim/sim_store.h"
+#include "tests/support/memory_medium.h"
 #include "tests/support/ram_journal.h"
 
 enum { NODES = 3, CONTROLLERS = 2, EPOCHS_MAX = 256, SIM_FINDING_MAX = FINDING_MAX + 64 };
@@ -88,7 +89,7 @@ struct sim_totals {
     uint64_t snapshots, clones, restores, deletes, read_only_opens, grows;
     uint64_t collects, maintained, fscks, hedges;
     uint64_t checkpoints, merges, gc_rounds, gc_deleted, gc_moves, parts_reused, cache_hits,
-        cache_misses, flushes;
+        cache_misses, disk_hits, disks_failed, flushes;
     uint64_t writes_waited, window_full, blackouts, lists;
     uint64_t requests[OBJ_DELETE + 1], store_errors, late_effects, duplicates;
     uint64_t tasks, tasks_killed, pins_swept;
@@ -150,6 +151,12 @@ struct sim_journal {
     bool broken;            /* ... since the last daemon's own first manifest */
 };
 
+/* The medium of a disk cache. */
+struct sim_disk {
+    struct list_node node; /* on sim->disks */
+    struct memory_medium memory;
+};
+
 struct sim_volume {
     struct list_node node; /* on sim->volumes */
     struct sim_journal journals[NODES];
@@ -202,6 +209,8 @@ struct sim {
     struct list_node volumes;
     struct list_node snaps;
     struct volume_config limits; /* of this run's daemons */
+    unsigned disk_rate;          /* per mille of daemons that have a disk cache */
+    struct list_node disks;      /* that no daemon uses: what is on them is old */
     bool hedging;
     struct hedge_options hedge;
     uint32_t hot_sectors;
@@ -241,6 +250,7 @@ struct daemon {
     struct volume *volume; /* while open */
     struct reign *reign;
     struct sim_journal *journal; /* NULL: in memory */
+    struct sim_disk *disk;       /* owned; NULL: none */
     bool resume;
     bool named;     /* a manifest of ours was the newest */
     bool overtaken; /* ... and the one before it was another's */

@@ -51,6 +51,8 @@ void sim_totals_show(const struct sim_totals *t, uint64_t runs) {
     SHOW(hedges);
     SHOW(cache_hits);
     SHOW(cache_misses);
+    SHOW(disk_hits);
+    SHOW(disks_failed);
     SHOW(flushes);
     SHOW(writes_waited);
     SHOW(window_full);
