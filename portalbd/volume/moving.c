@@ -88,21 +88,22 @@ static bool is_movable(const struct gc *g, const struct own_object *o) {
            o->size > 0;
 }
 
-/* What the head needs of it. Runs count too much: what newer ones shadow, and frames of which a
- * part is left, once for each part. What is more than the volume can hold must be dead, and is
- * taken to be everywhere but in objects that look whole, as those do that GC has just written. */
-static uint64_t live_bytes(const struct gc *g, const struct own_object *o) {
-    bool whole = o->live <= o->size && o->live >= o->size / 10 * 9;
-    if (whole || g->live_bytes <= g->v->size_bytes)
-        return o->live;
-    return (uint64_t)((double)o->live * (double)g->v->size_bytes / (double)g->live_bytes);
+/* So many bytes of it are named by runs, which count too much: what newer ones shadow, and frames
+ * of which a part is left, once for each part. What is more than the volume can hold must be dead,
+ * and is taken to be everywhere but in objects that look whole, as those do that GC has just
+ * written. Runs of pins are not better than those of the head. */
+static uint32_t believed(const struct gc *g, const struct own_object *o, uint32_t bytes) {
+    bool whole = (bytes <= o->size && bytes >= o->size / 10 * 9) || bytes == UINT32_MAX;
+    double factor = 1;
+    if (!whole && g->live_bytes > g->v->size_bytes)
+        factor = (double)g->v->size_bytes / (double)g->live_bytes;
+    return (uint32_t)MIN(bytes * factor, (double)o->size);
 }
 
 /* What the head or a pin needs of it: what was overwritten does not come back, so that the oldest
  * root, which needs most, needs all that the others do. */
 static uint32_t used_bytes(const struct gc *g, const struct own_object *o) {
-    uint64_t used = MAX(live_bytes(g, o), (uint64_t)o->pinned);
-    return (uint32_t)MIN(used, (uint64_t)o->size);
+    return MAX(believed(g, o, o->live), believed(g, o, o->pinned));
 }
 
 static bool is_pinned(const struct gc *g, const struct own_object *o) {
