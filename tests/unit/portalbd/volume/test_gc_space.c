@@ -41,19 +41,24 @@ static void on_done(struct bd_request *req) {
     fiber_done_set(&container_of(req, struct call, req)->done);
 }
 
-static void write_block(uint64_t block) {
-    static uint64_t data[BLOCK / sizeof(uint64_t)];
-    for (size_t i = 0; i < ARRAY_LEN(data); i++)
+static void write_blocks(uint64_t block, uint64_t count) {
+    static uint64_t data[16 * BLOCK / sizeof(uint64_t)];
+    CHECK(count * BLOCK <= sizeof data);
+    for (size_t i = 0; i < count * BLOCK / sizeof *data; i++)
         data[i] = next_random();
     struct call c = {.req = {.op = BD_WRITE,
                              .off = block * BLOCK,
-                             .len = BLOCK,
+                             .len = count * BLOCK,
                              .write_data = (uint8_t *)data,
                              .done = on_done}};
     fiber_done_init(&c.done);
     if (!bd_submit(volume_blockdev(v), &c.req))
         fiber_done_wait_always(fixture.env, &c.done);
     assert_int_equal(c.req.rc, 0);
+}
+
+static void write_block(uint64_t block) {
+    write_blocks(block, 1);
 }
 
 static uint64_t stored_bytes(void) {
@@ -266,8 +271,8 @@ static struct flood flood(double volumes) {
 
 static void open_slow(void) {
     open_volume_of(VOLUME_SIZE);
-    for (uint64_t i = 0; i < BLOCKS; i++)
-        write_block(i);
+    for (uint64_t i = 0; i < BLOCKS; i += 16)
+        write_blocks(i, 16); /* frames of 16 KiB, of which overwrites leave parts */
     delay(OBJ_PUT, "/log/", 10000);
     delay(OBJ_GET, "/log/", 20000); /* GC reads */
     delay(OBJ_GET, "/moved/", 20000);
@@ -308,7 +313,7 @@ static void debt(void *arg) {
     (void)arg;
     open_slow();
     struct flood f = flood(8);
-    assert_true(f.most < 2.2);
+    assert_true(f.most < 2.65); /* without pacing: 7; when all that runs name is believed: 2.85 */
     assert_true(f.waited_us > 1000000);
     assert_true(f.longest_us < 200000);
     /* GC cannot go on: it is no use to wait for it. */
