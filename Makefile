@@ -197,6 +197,7 @@ $(foreach t,$(notdir $(GO_TOOLS)),$(eval $(call go_tool_rule,$(t))))
 SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))" "$(SIM) --list tests/sim/seeds.txt")
 # In every test run other seeds, as many as there is time for.
 SIM_NEW     := $(if $(SIM),"$(SIM) --seed now --seeds 1000000 --seconds 75" "$(SIM) --list tests/sim/seeds.txt")
+MUTANT_TESTS := $(if $(wildcard tests/sim/mutants.sh),$(shell sed -n 's|^[a-z-]* \(unit/[a-z_/]*\).*|\1|p' tests/sim/mutants.sh | sort -u))
 SIM_MUTANTS := $(wildcard tests/sim/mutants.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 CHART_TESTS := $(wildcard tests/chart/test_chart.py)
@@ -209,6 +210,7 @@ RUN_TESTS   := tests/run --build $(abspath $(BUILD)) $(if $(ONLY),--only '$(ONLY
 .PHONY: mutants
 mutants:
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/mutants MUTANTS=1 $(patsubst $(BUILD)/%,$(BUILD)/mutants/%,$(SIM)) \
+		$(addprefix $(BUILD)/mutants/tests/,$(MUTANT_TESTS)) \
 		$(if $(filter portalbd,$(PROGRAMS)),$(BUILD)/mutants/bin/portalbd)
 
 .PHONY: tests-build test test-unit test-sim test-integration test-kernel model sanity asan tsan coverage coverage-run bench

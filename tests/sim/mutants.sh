@@ -1,10 +1,11 @@
 #!/bin/bash
 # Deliberate bugs, each of which the simulator must find within so many seeds; without one it must
-# find nothing. The program is built by `make mutants`.
+# find nothing. Those that no run can see unit tests must find. The programs are built by `make mutants`.
 # timeout: 600
 set -u
 cd "$(dirname "$0")/../.." || exit 2
-sim=${PORTALBD_BUILD:-build}/mutants/tests/sim/sim
+sim_build=${PORTALBD_BUILD:-build}/mutants
+sim=$sim_build/tests/sim/sim
 if [ ! -x "$sim" ]; then
     echo "$sim is not built: make mutants"
     exit 1
@@ -57,6 +58,33 @@ merge-reuses-touched 60
 restore-keeps-condemned 60
 restore-replays-the-tail 60
 held-pin-ignores-pins 60
+restore-reads-root-first 400
+flatten-on-top 200
+LIST
+
+# What no run can see, since it costs space only or takes a disk cache that is full: this unit test
+# must fail with it, and not without. Some tests do not come to their end then: "hangs".
+# Nothing finds gc-one-pin-listing and held-pin-ignores-claims yet.
+fails_with() {
+    local mutant=$1 test=$sim_build/tests/$2 how=$3 rc
+    if ! timeout 120 "$test" >/dev/null 2>&1; then
+        echo "FAILED: $2 fails without a mutant, too"
+        return 1
+    fi
+    PORTALBD_MUTANT=$mutant timeout 10 "$test" >/dev/null 2>&1
+    rc=$?
+    case $rc:$how in
+    0:* | 124:) echo "FAILED: $2 does not find $mutant" && return 1 ;;
+    esac
+}
+while read -r mutant test how; do
+    count fails_with "$mutant" "$test" "$how"
+done <<'LIST'
+disk-cache-overwritten unit/portalbd/cache/test_disk_cache
+moves-newer-data unit/portalbd/volume/test_gc
+move-evacuates-nothing unit/portalbd/volume/test_gc_space hangs
+restore-reads-root-first unit/portalbd/catalog/test_restore
+merge-reuses-touched unit/portalbd/volume/test_run_merge
 LIST
 # What a finding was made to is found again by the command that was printed with it.
 # shellcheck disable=SC2086 # a command line is words
