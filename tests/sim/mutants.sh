@@ -28,7 +28,7 @@ while read -r mutant seeds; do
 done <<'LIST'
 ack-before-frontier 60
 no-fence 60
-no-manifest-check-after-fence 150
+no-manifest-check-after-fence 1200
 trim-rounded-outward 60
 snapshot-ignores-fence-jump 60
 replay-foreign-journal 60
