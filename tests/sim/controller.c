@@ -115,6 +115,7 @@ static int run_publish(struct task *t, struct err *e) {
         return 0;
     check_epoch(c->sim, t->vol, epoch, t->node);
     t->vol->published = true;
+    t->vol->unpublish_doubtful = false;
     t->vol->publish_epoch = MAX(t->vol->publish_epoch, epoch);
     if (t->start && t->vol->state == LIVE)
         daemon_start(c->sim, t->vol, epoch);
@@ -148,12 +149,14 @@ static int run_unpublish(struct task *t, struct err *e) {
     char node[16];
     node_name(node, sizeof node, t->node);
     unsigned opens = vol->opens_begun, tasks = vol->tasks_begun;
-    bool alone = vol->published && vol->busy == 1 && !is_opening(s, vol);
+    bool alone =
+        vol->published && vol->busy == 1 && !is_opening(s, vol) && !vol->unpublish_doubtful;
+    vol->unpublish_doubtful = true;
     int rc = catalog_volume_unpublish(&t->controller->catalog, vol->id,
                                       t->node < NODES ? node : NULL, e);
     if (rc < 0 || t->controller->dead || t->node < NODES)
         return rc;
-    vol->published = false;
+    vol->published = vol->unpublish_doubtful = false;
     if (alone && opens == vol->opens_begun && tasks == vol->tasks_begun && vol->state == LIVE)
         check_unpublished(s, vol);
     return 0;

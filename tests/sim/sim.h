@@ -172,9 +172,10 @@ struct sim_volume {
     struct image *origin;
     uint64_t size_bytes; /* asked for at creation */
     bool published;
-    uint64_t publish_epoch;      /* of the last publish that succeeded */
-    unsigned kills_in_open;      /* in a row */
-    unsigned busy;               /* lifecycle tasks under way */
+    bool unpublish_doubtful; /* one was begun and has not come to its end, since the last publish */
+    uint64_t publish_epoch;  /* of the last publish that succeeded */
+    unsigned kills_in_open;  /* in a row */
+    unsigned busy;           /* lifecycle tasks under way */
     uint8_t node_of[EPOCHS_MAX]; /* publish epoch -> node + 1 that it was given out to */
     unsigned tasks_begun;        /* lifecycle tasks so far */
     unsigned opens_begun;        /* daemons that were started so far */
