@@ -1,4 +1,5 @@
-/* Two openers of a volume at a time: the older one, however slow, costs the newer one nothing. */
+/* Two openers of a volume at a time: the older one, however slow, costs the newer one nothing, and
+ * learns that it has lost. */
 #include "tests/support/test.h"
 
 #include "portalbd/volume/takeover.h"
@@ -9,7 +10,8 @@ enum { REQUESTS_MAX = 100, SLOW_US = 1000000 };
 struct race {
     struct pool_fixture f;
     struct volume_key key;
-    uint64_t n; /* the older one's request that takes long */
+    uint64_t n;      /* the older one's request that takes long */
+    bool late_fence; /* the newer one's fence takes longer still */
     int older_rc;
     struct err older_err;
     struct fiber_done older_done;
@@ -51,6 +53,14 @@ static void race(void *arg) {
     fiber_sleep_us(r->f.env, SLOW_US / 2);
     objstore_fault_clear(r->f.faults);
     r->through = r->older_done.done;
+    struct fault_rule late = {.kind = FAULT_DELAY,
+                              .verbs = 1u << OBJ_PUT,
+                              .key_part = "/log/",
+                              .nth = 1,
+                              .delay_us_min = 2 * SLOW_US,
+                              .delay_us_max = 2 * SLOW_US};
+    if (r->late_fence)
+        objstore_fault_add(r->f.faults, &late);
     ok(volume_takeover(r->f.env, r->f.store, &r->key, 2, NULL, false, &t, &e), &e);
     fiber_done_wait_always(r->f.env, &r->older_done);
     for (uint64_t i = 0; i < 40; i++) /* all that FENCE_JUMP leaves room for, and more */
@@ -60,15 +70,14 @@ static void race(void *arg) {
     assert_int_equal(r->older_rc, r->through ? 0 : -ERR_FENCED);
 }
 
-static void test_slow_older_opener(void **state) {
-    (void)state;
+static void race_at_each_request(bool late_fence) {
     static struct race r;
     char hash[33];
     uint64_t n = 1;
     name_hash(hash, "v");
     for (; n == 1 || !r.through; n++) {
         assert_true(n < REQUESTS_MAX);
-        r = (struct race){.n = n};
+        r = (struct race){.n = n, .late_fence = late_fence};
         id_format_key(&r.key, ID_VOLUME, hash, 1);
         pool_fixture_init(&r.f, n);
         pool_fixture_run(&r.f, race, &r);
@@ -77,7 +86,21 @@ static void test_slow_older_opener(void **state) {
     assert_true(n > 4); /* the newest manifest, ours, the log, its fence, a last look */
 }
 
+static void test_slow_older_opener(void **state) {
+    (void)state;
+    race_at_each_request(false);
+}
+
+/* Nothing in the log says so then: the newest manifest does. */
+static void test_older_opener_fences_first(void **state) {
+    (void)state;
+    race_at_each_request(true);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slow_older_opener)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_slow_older_opener),
+        cmocka_unit_test(test_older_opener_fences_first),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
