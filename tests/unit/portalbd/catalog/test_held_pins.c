@@ -346,6 +346,84 @@ static void test_chain_deaths(void **state) {
     assert_true(n > 30);
 }
 
+/* --- flattening what is not in a run yet --- */
+
+static struct volume *publish_and_open(struct stage *st, const char *id, struct volume_key *ret) {
+    struct err e;
+    struct volume_info i;
+    ok(catalog_volume_publish(&st->f.catalog, id, "node-a", true, false, &i, &e), &e);
+    *ret = i.record.key;
+    struct volume *v = engine_open(&st->f, ret, i.record.publish_epoch);
+    volume_info_release(&i);
+    return v;
+}
+
+/* The last clone is made of one that nobody closed: its root names segments behind all runs. */
+static void deep_with_tail(struct chain *c) {
+    struct stage *st = &c->st;
+    struct err e;
+    struct volume_key key;
+    uint8_t data[4096];
+    deep(c);
+    struct volume *v = publish_and_open(st, st->clone, &key);
+    for (size_t i = 0; i < 3; i++) {
+        env_random(st->f.env, data, sizeof data);
+        engine_put(&st->f, v, i * SIZE / 4, sizeof data, data);
+        ok(volume_flush(v, &e), &e);
+    }
+    engine_end(&st->f, v, false);
+    create(st, "tailed", st->clone, c->ids[FLAT_DEPTH]);
+}
+
+static size_t tail_of(struct stage *st) {
+    struct err e;
+    struct manifest m;
+    ok(manifest_newest(st->f.store, &st->clone_key, &m, &e), &e);
+    size_t count = m.root.tail_count;
+    manifest_release(&m);
+    return count;
+}
+
+/* One pass makes it flat, without a write that would bring a checkpoint; then there is rest. */
+static void flat_with_tail(void *arg) {
+    struct chain *c = arg;
+    struct stage *st = &c->st;
+    struct err e;
+    size_t held;
+    uint32_t depth;
+    static uint8_t before[SIZE], after[SIZE];
+    deep_with_tail(c);
+    struct volume *v = publish_and_open(st, c->ids[FLAT_DEPTH], &st->clone_key);
+    assert_true(tail_of(st) > 0);
+    (void)pins(st, &held, &depth);
+    assert_true(depth >= FLAT_DEPTH && held == 1);
+    engine_read(&st->f, v, 0, SIZE, before);
+    ok(volume_collect(v, &e), &e);
+    (void)pins(st, &held, &depth);
+    assert_int_equal(depth, 0);
+    assert_int_equal(held, 0);
+    assert_int_equal(tail_of(st), 0);
+    uint64_t requests = pool_fixture_requests(&st->f);
+    assert_int_equal(fiber_sleep_us(st->f.env, UINT64_C(3600) * 1000000), 0);
+    assert_true(pool_fixture_requests(&st->f) - requests < 50); /* what one pass may still ask */
+    requests = pool_fixture_requests(&st->f);
+    assert_int_equal(fiber_sleep_us(st->f.env, UINT64_C(3600) * 1000000), 0);
+    assert_int_equal(pool_fixture_requests(&st->f), requests);
+    engine_read(&st->f, v, 0, SIZE, after);
+    assert_memory_equal(before, after, SIZE);
+    engine_end(&st->f, v, true);
+    check(st);
+}
+
+static void test_tail(void **state) {
+    (void)state;
+    static struct chain c;
+    c = (struct chain){.st = {.rc = 0}};
+    pool_fixture_init(&c.st.f, 1);
+    pool_fixture_run(&c.st.f, flat_with_tail, &c);
+    pool_fixture_release(&c.st.f);
+}
+
 /* --- flattening under writes --- */
 
 struct busy {
@@ -433,7 +511,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_released), cmocka_unit_test(test_deaths),
         cmocka_unit_test(test_chain),    cmocka_unit_test(test_chain_deaths),
-        cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_tail),     cmocka_unit_test(test_busy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
