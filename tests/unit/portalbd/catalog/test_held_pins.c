@@ -346,6 +346,50 @@ static void test_chain_deaths(void **state) {
     assert_true(n > 30);
 }
 
+/* --- a clone of a clone --- */
+
+/* The root of a clone that is being made was read before the trim, and comes afterwards: its claim
+ * alone says that it may still need the source. */
+static void released_after_claim(void *arg) {
+    struct stage *st = arg;
+    struct err e;
+    struct pin_root root = {.size_bytes = SIZE, .block_size = 4096};
+    struct commit_key commit = {.is_clone = false};
+    struct random_id pin;
+    struct manifest m;
+    set_up(st);
+    CLEANUP_FREE uint8_t *before = content(st, st->clone);
+    char hash[33];
+    name_hash(hash, "of-the-clone");
+    key_snapshot(commit.key, hash, 1);
+    ok(pin_claim_new(st->f.env, st->f.store, &st->clone_key, &commit, &pin, &e), &e);
+    ok(manifest_newest(st->f.store, &st->clone_key, &m, &e), &e);
+    root_copy(&root.root, &m.root);
+    manifest_release(&m);
+    write_volume(st, st->clone, SIZE, 0, &st->clone_key); /* all is trimmed */
+    is_held(st, true);
+    ok(pin_root_put(st->f.env, st->f.store, &st->clone_key, &pin, &commit, &root, &e), &e);
+    pin_root_release(&root);
+    write_volume(st, st->source, SIZE, 0, &st->source_key);
+    ok(maintain(st, st->source), &st->err);
+    is_held(st, true); /* now the root says so, and finds all that it names */
+    struct volume_config config = {
+        .env = st->f.env, .store = st->f.store, .key = st->clone_key, .cache_size = 65536};
+    struct volume *v;
+    ok(volume_open_pin(&config, &pin, &v, &e), &e);
+    static uint8_t after[SIZE];
+    engine_read(&st->f, v, 0, SIZE, after);
+    assert_memory_equal(before, after, SIZE);
+    engine_end(&st->f, v, false);
+    ok(pin_release(st->f.store, &st->clone_key, &pin, &e), &e);
+    is_held(st, false);
+}
+
+static void test_released_after_claim(void **state) {
+    (void)state;
+    run_stage(released_after_claim, 1);
+}
+
 /* --- flattening what is not in a run yet --- */
 
 static struct volume *publish_and_open(struct stage *st, const char *id, struct volume_key *ret) {
@@ -509,9 +553,10 @@ static void test_busy(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_released), cmocka_unit_test(test_deaths),
-        cmocka_unit_test(test_chain),    cmocka_unit_test(test_chain_deaths),
-        cmocka_unit_test(test_tail),     cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_released),     cmocka_unit_test(test_deaths),
+        cmocka_unit_test(test_chain),        cmocka_unit_test(test_released_after_claim),
+        cmocka_unit_test(test_chain_deaths), cmocka_unit_test(test_tail),
+        cmocka_unit_test(test_busy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
