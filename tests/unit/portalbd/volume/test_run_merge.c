@@ -288,7 +288,7 @@ static struct run_merge_options options(struct fixture *f, bool bottom) {
     return (struct run_merge_options){.env = f->env,
                                       .store = f->store,
                                       .own = f->keys[0],
-                                      .shape = {PART_SIZE, 0},
+                                      .shape = {.part_size = PART_SIZE},
                                       .bottom = bottom};
 }
 
