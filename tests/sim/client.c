@@ -85,7 +85,9 @@ static void on_done(struct bd_request *req) {
 static int run_call(struct call *c) {
     fiber_done_init(&c->done);
     c->req.done = on_done;
-    if (bd_submit(volume_blockdev(c->d->volume), &c->req)) {
+    bool ended = bd_submit(volume_blockdev(c->d->volume), &c->req);
+    bounds_check(c->d);
+    if (ended) {
         tell(c);
         return c->req.rc;
     }

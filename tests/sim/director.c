@@ -345,6 +345,7 @@ void director_run(struct sim *s) {
         if (!director_pause(s, sim_skewed(&s->world, 500, 150000) * (1 + idle / 10)))
             return;
         daemons_reap(s);
+        bounds_check_all(s);
         if (!plan_has_step(&s->options.plan, step))
             continue;
         if (s->time_wanted && sim_chance(&s->world, 200))

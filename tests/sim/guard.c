@@ -377,6 +377,7 @@ static void check_new_manifest(struct sim *s, const struct sim_effect *x) {
     if (!read_manifest(s, x->key, x->body, &m))
         return;
     note_condemned(g, &m);
+    bounds_check_manifest(s, x->key, &m);
     struct own_need o = {.m = &m};
     if (m.condemned_count > 0)
         needs_for_each(&g->needs, &m.root, look_if_condemned, &o, NULL);

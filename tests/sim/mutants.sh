@@ -59,6 +59,7 @@ restore-replays-the-tail 60
 held-pin-ignores-pins 60
 restore-reads-root-first 400
 flatten-on-top 200
+window-unbounded 60
 LIST
 
 # What no run can see (it costs space only, or takes a disk cache that is full), or one in hundreds at

@@ -11,6 +11,7 @@
  *   scenarios.c   counts how often the scenarios of docs/protocol.md were met
  *   guard.c       the bucket all the time: nothing needed is deleted (needs.c: what is needed)
  *   json_memo.c   each object in JSON is decoded once in a run
+ *   bounds.c      what a volume holds in memory stays within its limits
  *   audit.c       the bucket at the end: everything needed is there, nothing else */
 #pragma once
 
@@ -369,6 +370,11 @@ void guard_free(struct guard *g);
 /* Before a DELETE, after a PUT. */
 void guard_on_effect(struct sim *s, const struct sim_effect *x);
 struct needs *guard_needs(struct sim *s);
+
+/* --- bounds.c --- */
+void bounds_check(const struct daemon *d); /* in a turn of anybody */
+void bounds_check_all(struct sim *s);
+void bounds_check_manifest(struct sim *s, const char *key, const struct manifest *m);
 
 /* --- audit.c --- */
 bool audit_newest_manifest(struct sim *s, const struct volume_key *v, struct manifest *ret);
