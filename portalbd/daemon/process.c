@@ -51,13 +51,20 @@ static bool protect_from_oom(void) {
 
 enum { STACK_SIZE = 512 * 1024 }; /* of threads that libraries start; getaddrinfo needs some */
 
-/* Bodies of segments and GETs are megabytes that come and go: kept in the heap, their pages are not
- * faulted in anew each time. What is free beyond the second figure goes back to the kernel. One
- * arena: what one thread frees is there for all (docs/decisions/0009-libcurl-by-malloc.md). */
+enum {
+    BLOCK_BYTES_MAX = 4 * 1024 * 1024, /* of the heap; larger ones are mappings of their own */
+    SPARE_BYTES_MAX = 16 * 1024 * 1024,
+};
+
+/* Bodies of flushes and GETs come and go: kept in the heap, their pages are not faulted in anew
+ * each time. Bodies of whole segments would leave holes there that nothing else fills, and that a
+ * locked heap never gives back: as much again as is in use. What is free at the heap's end beyond
+ * the second figure goes back to the kernel. One arena: what one thread frees is there for all
+ * (docs/decisions/0009-libcurl-by-malloc.md). */
 void process_tune_memory(void) {
     mallopt(M_ARENA_MAX, 1);
-    mallopt(M_MMAP_THRESHOLD, 32 * 1024 * 1024);
-    mallopt(M_TRIM_THRESHOLD, 32 * 1024 * 1024);
+    mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES_MAX);
+    mallopt(M_TRIM_THRESHOLD, SPARE_BYTES_MAX);
     pthread_attr_t attr;
     CHECK(pthread_attr_init(&attr) == 0);
     CHECK(pthread_attr_setstacksize(&attr, STACK_SIZE) == 0);
