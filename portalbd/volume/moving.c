@@ -60,18 +60,23 @@ struct move {
     size_t victim_count;
     struct object_name *names; /* owned; of the victims */
     struct live_pieces pieces;
+    size_t unbuilt;            /* of the pieces */
     struct buf raw;            /* plain bytes of pieces that were in the cache */
     struct run_writer *writer; /* owned */
 };
 
-static void move_release(struct move *m) {
-    for (size_t i = 0; i < m->victim_count; i++) {
+static void drop_bodies(struct move *m) {
+    for (size_t i = 0; i < m->victim_count; i++)
         buf_release(&m->victims[i].body);
+    buf_release(&m->raw);
+}
+
+static void move_release(struct move *m) {
+    drop_bodies(m);
+    for (size_t i = 0; i < m->victim_count; i++)
         if (!m->victims[i].table_borrowed)
             segment_table_release(&m->victims[i].table);
-    }
     free(m->victims);
-    buf_release(&m->raw);
     free(m->names);
     free(m->pieces.items);
     if (m->writer)
@@ -366,7 +371,7 @@ static void look_into_cache(struct move *m) {
 
 /* One moved object, built on a worker. */
 struct moved_build {
-    const struct move *move;
+    struct move *move;
     const struct live_piece *pieces;
     size_t piece_count;
     struct object_name name;
@@ -441,8 +446,24 @@ static int add_piece(struct moved_build *b, const struct live_piece *p, struct e
     return 0;
 }
 
+/* Its frames, when nothing of it becomes smaller. */
+static size_t piece_raw_bytes(const struct live_piece *p) {
+    return (size_t)p->count * SECTOR_SIZE + (size_t)p->frames * FRAME_HEADER_SIZE;
+}
+
+/* Frames of a part of a frame may be larger than what is stored, hardly ever in all. */
+static size_t frames_room(const struct moved_build *b) {
+    size_t stored = 0, raw = 0;
+    for (size_t i = 0; i < b->piece_count; i++) {
+        stored += b->pieces[i].stored_len;
+        raw += piece_raw_bytes(&b->pieces[i]);
+    }
+    return MIN(stored, raw) + FRAME_SIZE_MAX;
+}
+
 static void build_run(void *arg) {
     struct moved_build *b = arg;
+    buf_reserve(&b->frames, frames_room(b)); /* growing, it would double */
     for (size_t i = 0; b->rc == 0 && i < b->piece_count; i++) {
         b->rc = add_piece(b, &b->pieces[i], &b->err);
         if (b->rc < 0) {
@@ -463,7 +484,7 @@ static size_t pieces_of_object(const struct live_piece *p, size_t count) {
     size_t n = 0;
     while (n < count) {
         stored += p[n].stored_len;
-        raw += (uint64_t)p[n].count * SECTOR_SIZE + p[n].frames * FRAME_HEADER_SIZE;
+        raw += piece_raw_bytes(&p[n]);
         frames += p[n].frames;
         if (n > 0 && (stored > MOVED_BYTES || raw > MOVED_RAW_MAX || frames > MOVED_FRAMES_MAX))
             break;
@@ -497,6 +518,10 @@ static void store_run(void *arg) {
         .kind = SEGMENT_MOVED, .epoch = v->manifest.epoch, .nonce = v->manifest.nonce};
     segment_volume_hash(b->meta.volume_hash, &v->config.key);
     fiber_run_job(v->env, build_run, b);
+    CHECK(b->move->unbuilt >= b->piece_count);
+    b->move->unbuilt -= b->piece_count;
+    if (b->move->unbuilt == 0)
+        drop_bodies(b->move); /* the PUTs may take long */
     if (b->rc < 0)
         return;
     b->name = (struct object_name){.class = CLASS_CONTENT, .kind = OBJ_MOVED};
@@ -532,6 +557,7 @@ static int write_objects(struct move *m, struct err *e) {
     size_t at_once = gc_is_behind(m->gc) ? PUTS_AT_ONCE : 1;
     int rc = 0;
     m->writer = run_writer_new(m->v->env, m->v->store, &m->v->config.key, map_shape(m->v));
+    m->unbuilt = m->pieces.count;
     for (size_t at = 0; rc == 0 && at < m->pieces.count && !gc_must_stop(m->gc);) {
         struct moved_build builds[PUTS_AT_ONCE] = {0};
         size_t count = 0;

@@ -102,11 +102,22 @@ static struct memtable *collect(const struct segment_build *b) {
     return m;
 }
 
+/* Room that its frames take at most, so that their buffer never grows: it would double. */
+static size_t frames_room(const struct memtable *m) {
+    size_t room = FRAME_SIZE_MAX;
+    const struct mem_extent *x;
+    for (uint64_t sector = 0; (x = memtable_seek(m, sector)) != NULL; sector = x->sector + x->count)
+        if (x->kind == EXTENT_DATA)
+            room += x->count * SECTOR_SIZE + extent_frames(x->count) * FRAME_HEADER_SIZE;
+    return room;
+}
+
 void segment_build_run(struct segment_build *b) {
     CHECK(b->from < b->to);
     struct table_builder t = {.b = b};
     struct memtable *m = collect(b);
-    buf_reserve(&b->frames, MIN(b->to - b->from, (uint64_t)SEGMENT_SIZE_MAX));
+    size_t room = frames_room(m);
+    buf_reserve(&b->frames, room);
     const struct mem_extent *x;
     for (uint64_t sector = 0; (x = memtable_seek(m, sector)) != NULL;
          sector = x->sector + x->count) {
@@ -117,6 +128,7 @@ void segment_build_run(struct segment_build *b) {
     }
     memtable_free(m);
     CHECK(b->table.extent_count >= 1);
+    CHECK(b->frames.len <= room);
     segment_encode_header(b->header, &b->meta);
     segment_encode_tail(&b->tail, &b->meta, &b->table, SEGMENT_HEADER_SIZE + b->frames.len);
 }

@@ -31,6 +31,8 @@ static size_t built(const uint8_t *data) {
     b.to = r.end;
     segment_build_run(&b);
     size_t len = b.frames.len;
+    /* Room for what does not compress, and no more: several segments are in memory at a time. */
+    assert_in_range(b.frames.cap, len, FRAMES * (FRAME + FRAME_HEADER_SIZE) + FRAME_SIZE_MAX);
     segment_build_release(&b);
     journal_free(j);
     return len;
