@@ -105,6 +105,8 @@ static int run_publish(struct task *t, struct err *e) {
     struct controller *c = t->controller;
     char node[16];
     node_name(node, sizeof node, t->node);
+    unsigned tasks = t->vol->tasks_begun;
+    bool alone = t->vol->busy == 1;
     struct volume_info info;
     int rc = catalog_volume_publish(&c->catalog, t->vol->id, node, false, t->steal, &info, e);
     if (rc < 0)
@@ -115,7 +117,7 @@ static int run_publish(struct task *t, struct err *e) {
         return 0;
     check_epoch(c->sim, t->vol, epoch, t->node);
     t->vol->published = true;
-    t->vol->unpublish_doubtful = false;
+    t->vol->unpublish_doubtful = !alone || tasks != t->vol->tasks_begun;
     t->vol->publish_epoch = MAX(t->vol->publish_epoch, epoch);
     if (t->start && t->vol->state == LIVE)
         daemon_start(c->sim, t->vol, epoch);

@@ -173,7 +173,7 @@ struct sim_volume {
     struct image *origin;
     uint64_t size_bytes; /* asked for at creation */
     bool published;
-    bool unpublish_doubtful; /* one was begun and has not come to its end, since the last publish */
+    bool unpublish_doubtful; /* one may have freed it behind the last publish, whatever that said */
     uint64_t publish_epoch;  /* of the last publish that succeeded */
     unsigned kills_in_open;  /* in a row */
     unsigned busy;           /* lifecycle tasks under way */
