@@ -109,15 +109,15 @@ static struct holder *add_holder(struct guard *g, const char *key) {
 
 /* The object was deleted; what comes there later is another. */
 static void forget(struct guard *g, const char *key) {
-    size_t i = lower_bound(g->holders, g->count, sizeof g->holders[0], key);
-    if (i < g->count && strcmp(g->holders[i].key, key) == 0) {
-        drop(&g->holders[i]);
-        memmove(&g->holders[i], &g->holders[i + 1], (--g->count - i) * sizeof g->holders[0]);
-    }
-    i = lower_bound(g->records, g->record_count, sizeof g->records[0], key);
+    size_t i = lower_bound(g->records, g->record_count, sizeof g->records[0], key);
     if (i < g->record_count && strcmp(g->records[i].key, key) == 0) {
         free(g->records[i].key);
         memmove(&g->records[i], &g->records[i + 1], (--g->record_count - i) * sizeof g->records[0]);
+    }
+    i = lower_bound(g->holders, g->count, sizeof g->holders[0], key);
+    if (i < g->count && strcmp(g->holders[i].key, key) == 0) {
+        drop(&g->holders[i]); /* with it the key may go */
+        memmove(&g->holders[i], &g->holders[i + 1], (--g->count - i) * sizeof g->holders[0]);
     }
 }
 
