@@ -25,7 +25,7 @@
 enum {
     OVERHEAD = 512,     /* bytes of header, table and footer that say nothing about what is live */
     VICTIMS_MAX = 2048, /* of one batch */
-    VICTIM_BYTES_MAX = 32 << 20, /* of one batch: they are in memory */
+    VICTIM_BYTES_MAX = 24 << 20, /* of one batch: they are in memory */
     BATCH_SHARE = 8,             /* or one part in so many of what is live */
     SMALL_BYTES_MAX = 16 << 20,  /* of one batch that repacks */
     SMALL_COUNT = 4096,          /* so many small ones are repacked whatever their bytes */
