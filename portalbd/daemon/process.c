@@ -53,7 +53,7 @@ enum { STACK_SIZE = 512 * 1024 }; /* of threads that libraries start; getaddrinf
 
 enum {
     BLOCK_BYTES_MAX = 2 * 1024 * 1024, /* of the heap; larger ones are mappings of their own */
-    SPARE_BYTES_MAX = 8 * 1024 * 1024,
+    SPARE_BYTES_MAX = 32 * 1024 * 1024,
 };
 
 /* Bodies of flushes and GETs come and go: kept in the heap, their pages are not faulted in anew
