@@ -111,6 +111,7 @@ class Rig:
         self.start_daemon()
 
     def memory_mib(self, field="VmRSS"):
+        """Resident: with its journal, whose pages count once, and with the libraries that it shares with others."""
         with open(f"/proc/{self.daemon.pid}/status", encoding="utf-8") as f:
             return next(int(line.split()[1]) for line in f if line.startswith(field)) / 1024
 
