@@ -220,51 +220,6 @@ static int check_pin(struct fsck_check *c, const struct pin_entry *p, struct att
     return rc;
 }
 
-/* What is needed of another volume is protected by a pin that this one holds there. */
-static int check_held_pins(struct fsck_check *c, struct attempt *a, struct err *e) {
-    char own_first[KEY_MAX];
-    key_manifest(own_first, c->volume, 1);
-    for (size_t i = 0; i < a->manifest.held_pin_count; i++) {
-        const struct held_pin *h = &a->manifest.held_pins[i];
-        uint16_t volume = fsck_table_volume(&c->table, &h->volume);
-        bool needed = false;
-        for (size_t k = 0; k < c->table.count && !needed; k++)
-            needed =
-                c->table.items[k].name.volume == volume && (c->table.items[k].flags & FSCK_NEEDED);
-        if (!needed)
-            continue; /* given up, or about to be */
-        struct pin_root p;
-        char key[KEY_MAX];
-        key_pin_root(key, &h->volume, &h->pin);
-        int rc = pin_root_get(c->store, &h->volume, &h->pin, &p, e);
-        uint64_t now;
-        if (rc == -ERR_NOT_FOUND || is_damage(rc)) {
-            struct err why = *e;
-            rc = manifest_newest_number(c->store, c->volume, &now, e);
-            if (rc == 0 && now != a->manifest.number)
-                a->gone = true;
-            else if (rc == 0)
-                fsck_report(c->f, FSCK_DAMAGE, key, "%s; volume %s needs what it holds", why.text,
-                            c->volume->text);
-        } else if (rc == 0) {
-            if (p.expired || strcmp(p.commit.key, own_first) != 0)
-                fsck_report(c->f, FSCK_DAMAGE, key, "it does not hold what volume %s needs",
-                            c->volume->text);
-            pin_root_release(&p);
-        }
-        if (rc < 0)
-            return rc;
-    }
-    return fsck_table_fill(&c->table, c->store, e);
-}
-
-/* --- one attempt --- */
-
-static void attempt_release(struct attempt *a) {
-    manifest_release(&a->manifest);
-    pin_list_release(&a->pins);
-}
-
 static bool pins_equal(const struct pin_list *a, const struct pin_list *b) {
     bool equal = a->count == b->count;
     for (size_t i = 0; equal && i < a->count; i++)
@@ -286,6 +241,51 @@ static int has_moved(struct fsck_check *c, const struct attempt *a, bool *ret, s
     *ret = number != a->manifest.number || !pins_equal(&now, &a->pins);
     pin_list_release(&now);
     return 0;
+}
+
+/* What is needed of another volume is protected by a pin that this one holds there. */
+static int check_held_pins(struct fsck_check *c, struct attempt *a, struct err *e) {
+    char own_first[KEY_MAX];
+    key_manifest(own_first, c->volume, 1);
+    for (size_t i = 0; i < a->manifest.held_pin_count; i++) {
+        const struct held_pin *h = &a->manifest.held_pins[i];
+        uint16_t volume = fsck_table_volume(&c->table, &h->volume);
+        bool needed = false;
+        for (size_t k = 0; k < c->table.count && !needed; k++)
+            needed =
+                c->table.items[k].name.volume == volume && (c->table.items[k].flags & FSCK_NEEDED);
+        if (!needed)
+            continue; /* given up, or about to be */
+        struct pin_root p;
+        char key[KEY_MAX];
+        key_pin_root(key, &h->volume, &h->pin);
+        int rc = pin_root_get(c->store, &h->volume, &h->pin, &p, e);
+        if (rc == -ERR_NOT_FOUND || is_damage(rc)) {
+            struct err why = *e;
+            bool moved; /* pins, too: a deleted volume gives up what its last one needed */
+            rc = has_moved(c, a, &moved, e);
+            if (rc == 0 && moved)
+                a->gone = true;
+            else if (rc == 0)
+                fsck_report(c->f, FSCK_DAMAGE, key, "%s; volume %s needs what it holds", why.text,
+                            c->volume->text);
+        } else if (rc == 0) {
+            if (p.expired || strcmp(p.commit.key, own_first) != 0)
+                fsck_report(c->f, FSCK_DAMAGE, key, "it does not hold what volume %s needs",
+                            c->volume->text);
+            pin_root_release(&p);
+        }
+        if (rc < 0)
+            return rc;
+    }
+    return fsck_table_fill(&c->table, c->store, e);
+}
+
+/* --- one attempt --- */
+
+static void attempt_release(struct attempt *a) {
+    manifest_release(&a->manifest);
+    pin_list_release(&a->pins);
 }
 
 static int read_roots(struct fsck_check *c, struct attempt *a, struct err *e) {
