@@ -142,6 +142,7 @@ PY
     grep -q loopback "$dir/err" || fail "$(cat "$dir/err")"
     kill -9 "$server"
     wait "$server" || true
+    rm "$dir/ready" # what the first one said must not be taken for the second one's
     "$build/tools/nbd_memory" "$dir/sock" > "$dir/ready" &
     server=$!
     for _ in $(seq 100); do
