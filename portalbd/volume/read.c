@@ -232,6 +232,8 @@ static int fetch_result(struct fetch *f, struct err *e) {
     }
     if (f->req.rc == -ERR_NOT_FOUND)
         return read_explain_missing(f->slice->v, f->key, e);
+    if (f->req.rc == -ERR_CORRUPT) /* another object's size */
+        return read_explain_damage(f->slice->v, &f->req.err, e);
     if (f->req.rc < 0)
         return err_copy(e, &f->req.err);
     if (f->body_len != f->len)

@@ -8,8 +8,9 @@
  * writer. I2 The fence stands at the first number that is missing in the walk. A lost fence PUT
  * goes on in the order of numbers: a segment of a lower epoch belongs to the log; a fence of a
  * lower epoch at g sends us to g + FENCE_JUMP. I3 Nothing is served before the manifest was seen to
- * be the newest after the fence. I4 We do not walk over the fence of a higher epoch: ours behind it
- * would stand where that writer's first segment goes. */
+ * be the newest after the fence. I4 No fence is put unless the manifest was seen to be the newest
+ * after the log was listed: whoever is overtaken already would fence a healthy writer for nothing,
+ * walking over that one's fence, or with a manifest whose number GC had made free again. */
 #include "portalbd/volume/takeover.h"
 
 #include <stdlib.h>
@@ -41,7 +42,6 @@ static int walk(struct log_walk *ret, const struct obj_list *list, uint64_t from
             break;
         if (list->entries[i].size == SEGMENT_FENCE_SIZE) {
             w.end = seq + jump;
-            w.fences = true;
         } else if (w.count == SEGMENTS_WALKED_MAX) {
             log_walk_release(&w);
             return err_set(e, -ERR_CORRUPT, "the log has more than %d segments behind its manifest",
@@ -295,8 +295,7 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
         return manifest_check_newest(s, v, t->manifest.number, e);
     }
     uint64_t cut = 0;
-    if (t->walk.fences) /* I4; its manifest was there before it */
-        rc = manifest_check_newest(s, v, t->manifest.number, e);
+    rc = manifest_check_newest(s, v, t->manifest.number, e); /* I4 */
     if (rc < 0)
         return rc;
     rc = fence_the_log(env, s, v, &t->manifest, &t->walk, &cut, e);

@@ -19,7 +19,6 @@ struct log_walk {
     struct walked_segment *segments; /* owned */
     size_t count;
     uint64_t end; /* the first number that is missing */
-    bool fences;  /* it went over one, whosever */
 };
 void log_walk_release(struct log_walk *w);
 /* Visits `entries` (a LIST of the log from `from` on) from number `from`: a fence at q sends it to
