@@ -8,9 +8,10 @@
  * writer. I2 The fence stands at the first number that is missing in the walk. A lost fence PUT
  * goes on in the order of numbers: a segment of a lower epoch belongs to the log; a fence of a
  * lower epoch at g sends us to g + FENCE_JUMP. I3 Nothing is served before the manifest was seen to
- * be the newest after the fence. I4 No fence is put unless the manifest was seen to be the newest
- * after the log was listed: whoever is overtaken already would fence a healthy writer for nothing,
- * walking over that one's fence, or with a manifest whose number GC had made free again. */
+ * be the newest after the fence. I4 Where the log goes on behind our root, no fence is put unless
+ * the manifest was seen to be the newest after the log was listed: whoever is overtaken already
+ * would fence a healthy writer for nothing, walking over that one's fence, or with a manifest whose
+ * number GC had made free again. */
 #include "portalbd/volume/takeover.h"
 
 #include <stdlib.h>
@@ -287,6 +288,7 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
     if (rc < 0)
         return rc;
     rc = log_walk_listing(&t->walk, &list, t->manifest.root.next_seq, e);
+    bool untouched = list.count == 0;
     obj_list_release(&list);
     if (rc < 0)
         return rc;
@@ -295,7 +297,8 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
         return manifest_check_newest(s, v, t->manifest.number, e);
     }
     uint64_t cut = 0;
-    rc = manifest_check_newest(s, v, t->manifest.number, e); /* I4 */
+    if (!untouched) /* I4 */
+        rc = manifest_check_newest(s, v, t->manifest.number, e);
     if (rc < 0)
         return rc;
     rc = fence_the_log(env, s, v, &t->manifest, &t->walk, &cut, e);
