@@ -27,6 +27,15 @@ import agent_pb2  # noqa: E402  pylint: disable=wrong-import-position,import-err
 shutil.rmtree(_stubs)
 
 
+def open_files(pid):
+    """What its descriptors are open to; one that is closed while we look may be missing."""
+    folder, names = f"/proc/{pid}/fd", []
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(os.path.join(folder, name)))
+    return names
+
+
 class Agent:
     """One node: an agent with a run folder of its own."""
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import unittest
 
-from agent_client import BUILD, Agent, agent_pb2, alive, read, sh, wait_for
+from agent_client import BUILD, Agent, agent_pb2, alive, open_files, read, sh, wait_for
 
 FAKE = os.path.join(BUILD, "tools", "fake_portalbd")
 VOLUME = "pv-0123456789abcdef0123456789abcdef-1.fast"
@@ -138,8 +138,7 @@ class AgentTest(unittest.TestCase):
         self.assertEqual(failed, [])
 
     def fuse_descriptors(self):
-        folder = f"/proc/{self.agent.process.pid}/fd"
-        return sum(os.path.realpath(os.path.join(folder, n)) == "/dev/fuse" for n in os.listdir(folder))
+        return open_files(self.agent.process.pid).count("/dev/fuse")
 
     def ask(self, verb, **args):
         with socket.socket(socket.AF_UNIX) as s:

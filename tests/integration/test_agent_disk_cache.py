@@ -18,7 +18,7 @@ import testlib
 
 testlib.need_fuse()
 
-from agent_client import BUILD, Agent, agent_pb2, sh, wait_for  # noqa: E402
+from agent_client import BUILD, Agent, agent_pb2, open_files, sh, wait_for  # noqa: E402
 
 MIB = 1 << 20
 DATA = 24 * MIB
@@ -77,9 +77,7 @@ class DiskCache(unittest.TestCase):
 
     def files(self):
         """Of the folder, that the daemon has open."""
-        fds = f"/proc/{self.pid()}/fd"
-        links = [os.readlink(f"{fds}/{fd}") for fd in os.listdir(fds)]
-        return [link for link in links if link.startswith(self.folder + "/")]
+        return [name for name in open_files(self.pid()) if name.startswith(self.folder + "/")]
 
     def disk(self):
         return self.of_agent("stats", self.volume)["cache"].get("disk")
