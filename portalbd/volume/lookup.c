@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "portalbd/volume/pins.h"
+
 enum {
     STATUS_SLICE = 64 * 1024 * 1024, /* bytes of a BLOCK_STATUS that are looked up at a time */
 };
@@ -141,6 +143,13 @@ static int check_current(struct volume *v, struct err *e) {
         if (!gone) {
             gone = root.expired;
             pin_root_release(&root);
+        }
+        if (!gone) { /* a root alone may have come once more behind its deletion */
+            struct pin_claim claim;
+            rc = pin_claim_get(v->store, &v->config.key, &v->pin, &claim, e);
+            if (rc < 0 && rc != -ERR_NOT_FOUND)
+                return rc;
+            gone = rc == -ERR_NOT_FOUND;
         }
         return gone ? err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted") : 0;
     }
