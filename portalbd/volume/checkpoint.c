@@ -40,6 +40,17 @@ int manifest_advance(struct volume *v, struct manifest *m, struct err *e) {
     return 0;
 }
 
+int volume_check_newest(struct volume *v, struct err *e) {
+    /* The mutex: a manifest of our own that is put meanwhile would look like another's. */
+    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
+        return err_set(e, -ERR_CANCELLED, "cancelled");
+    int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
+    fiber_mutex_unlock(&v->manifest_mutex);
+    if (rc == -ERR_FENCED)
+        volume_break(v, VOL_FENCED, e);
+    return rc;
+}
+
 /* A copy of the newest manifest, to be changed and put. */
 static struct manifest next_manifest(struct volume *v) {
     struct manifest m;

@@ -143,11 +143,12 @@ static int rest(struct gc *g, uint64_t worked_us, struct err *e) {
     return rc == -ERR_CANCELLED ? err_set(e, rc, "GC was cancelled") : 0;
 }
 
-/* fiber; after gc_find_garbage, which is up to date again afterwards. */
-static int uncover(struct gc *g, struct err *e) {
-    if (!hides_much(g))
-        return 0;
-    int rc = levels_collapse(g->v, e);
+/* fiber. What is garbage, also where older runs would hide much of it. */
+static int look(struct gc *g, struct err *e) {
+    int rc = gc_find_garbage(g, e);
+    if (rc < 0 || !hides_much(g))
+        return rc;
+    rc = levels_collapse(g->v, e);
     return rc == 0 ? gc_find_garbage(g, e) : rc;
 }
 
@@ -160,9 +161,7 @@ static int move_some(struct gc *g, bool thorough, int i, bool *ret_moved, struct
     if (rc < 0 || !*ret_moved)
         return rc;
     g->moved = true;
-    rc = gc_find_garbage(g, e);
-    if (rc == 0)
-        rc = uncover(g, e);
+    rc = look(g, e);
     if (rc == 0 && (!gc_is_behind(g) || i % ROUND_EVERY == ROUND_EVERY - 1))
         rc = rounds(g, thorough, e);
     return rc == 0 && !thorough ? rest(g, env_now_us(g->v->env) - from, e) : rc;
@@ -174,10 +173,8 @@ static int pass(struct gc *g, bool thorough, struct err *e) {
     g->moved = false;
     if (g->paid_us == 0)
         g->paid_us = MAX(g->began_us, UINT64_C(1)); /* the first time it is believed to work */
-    int rc = gc_find_garbage(g, e);
+    int rc = look(g, e);
     bool moved = true;
-    if (rc == 0)
-        rc = uncover(g, e);
     if (rc == 0)
         rc = rounds(g, thorough, e);
     for (int i = 0; rc == 0 && moved && i < ROUNDS_MAX && !gc_must_stop(g); i++)

@@ -115,19 +115,9 @@ int gc_look_at_pins(struct gc *g, bool *ret_blocked, struct err *e) {
     return rc;
 }
 
-/* fiber. Step 3. The mutex: a manifest of our own that is put meanwhile would look like another's.
- */
+/* fiber. Step 3. */
 int gc_check_newest(struct gc *g, struct err *e) {
-    struct volume *v = g->v;
-    if (MUTANT("gc-no-manifest-check"))
-        return 0;
-    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
-        return err_set(e, -ERR_CANCELLED, "GC was cancelled");
-    int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
-    fiber_mutex_unlock(&v->manifest_mutex);
-    if (rc == -ERR_FENCED)
-        volume_break(v, VOL_FENCED, e);
-    return rc;
+    return MUTANT("gc-no-manifest-check") ? 0 : volume_check_newest(g->v, e);
 }
 
 static void set_held(struct gc *g, const struct object_name *n) {

@@ -129,38 +129,34 @@ void lookup_memory(struct volume *v, uint64_t sector, uint64_t count, struct pie
         refine_by_memtable(v, v->frozen, p);
 }
 
-/* fiber. Are we still the one who may say what is in the store? */
-static int check_current(struct volume *v, struct err *e) {
-    if (v->read_only) {
-        char root_key[KEY_MAX];
-        key_pin_root(root_key, &v->config.key, &v->pin);
-        CLEANUP_BUF struct buf body = {0};
-        int rc = objstore_get(v->store, root_key, MANIFEST_SIZE_MAX, &body, e);
+/* fiber. Is the snapshot that we serve there still? */
+static int check_pin(struct volume *v, struct err *e) {
+    const struct volume_key *key = &v->config.key;
+    char root_key[KEY_MAX];
+    key_pin_root(root_key, key, &v->pin);
+    CLEANUP_BUF struct buf body = {0};
+    int rc = objstore_get(v->store, root_key, MANIFEST_SIZE_MAX, &body, e);
+    if (rc < 0 && rc != -ERR_NOT_FOUND)
+        return rc;
+    struct pin_root root;
+    bool gone = rc == -ERR_NOT_FOUND || pin_root_decode(&root, buf_view(&body), NULL) < 0;
+    if (!gone) {
+        gone = root.expired;
+        pin_root_release(&root);
+    }
+    if (!gone) { /* a root alone may have come once more behind its deletion */
+        struct pin_claim claim;
+        rc = pin_claim_get(v->store, key, &v->pin, &claim, e);
         if (rc < 0 && rc != -ERR_NOT_FOUND)
             return rc;
-        struct pin_root root;
-        bool gone = rc == -ERR_NOT_FOUND || pin_root_decode(&root, buf_view(&body), NULL) < 0;
-        if (!gone) {
-            gone = root.expired;
-            pin_root_release(&root);
-        }
-        if (!gone) { /* a root alone may have come once more behind its deletion */
-            struct pin_claim claim;
-            rc = pin_claim_get(v->store, &v->config.key, &v->pin, &claim, e);
-            if (rc < 0 && rc != -ERR_NOT_FOUND)
-                return rc;
-            gone = rc == -ERR_NOT_FOUND;
-        }
-        return gone ? err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted") : 0;
+        gone = rc == -ERR_NOT_FOUND;
     }
-    /* The mutex: a manifest of our own that is put meanwhile would look like another's. */
-    if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
-        return err_set(e, -ERR_CANCELLED, "cancelled");
-    int rc = manifest_check_newest(v->store, &v->config.key, v->manifest.number, e);
-    fiber_mutex_unlock(&v->manifest_mutex);
-    if (rc == -ERR_FENCED)
-        volume_break(v, VOL_FENCED, e);
-    return rc;
+    return gone ? err_set(e, -ERR_SHUTDOWN, "the snapshot was deleted") : 0;
+}
+
+/* fiber. Are we still the one who may say what is in the store? */
+static int check_current(struct volume *v, struct err *e) {
+    return v->read_only ? check_pin(v, e) : volume_check_newest(v, e);
 }
 
 int read_explain_missing(struct volume *v, const char *what, struct err *e) {

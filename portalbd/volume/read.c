@@ -232,11 +232,9 @@ static int fetch_result(struct fetch *f, struct err *e) {
     }
     if (f->req.rc == -ERR_NOT_FOUND)
         return read_explain_missing(f->slice->v, f->key, e);
-    if (f->req.rc == -ERR_CORRUPT) /* another object's size */
-        return read_explain_damage(f->slice->v, &f->req.err, e);
-    if (f->req.rc < 0)
-        return err_copy(e, &f->req.err);
-    if (f->body_len != f->len)
+    if (f->req.rc < 0) /* -ERR_CORRUPT: another object's size */
+        f->rc = err_copy(&f->err, &f->req.err);
+    else if (f->body_len != f->len)
         f->rc = err_set(&f->err, -ERR_CORRUPT, "%s ends at byte %zu, the map wants %u", f->key,
                         f->off + f->body_len, f->off + f->len);
     if (f->rc == -ERR_CORRUPT)

@@ -288,7 +288,7 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
     if (rc < 0)
         return rc;
     rc = log_walk_listing(&t->walk, &list, t->manifest.root.next_seq, e);
-    bool untouched = list.count == 0;
+    bool goes_on = list.count > 0;
     obj_list_release(&list);
     if (rc < 0)
         return rc;
@@ -297,7 +297,7 @@ static int fence_and_check(struct env *env, struct objstore *s, const struct vol
         return manifest_check_newest(s, v, t->manifest.number, e);
     }
     uint64_t cut = 0;
-    if (!untouched) /* I4 */
+    if (goes_on) /* I4 */
         rc = manifest_check_newest(s, v, t->manifest.number, e);
     if (rc < 0)
         return rc;

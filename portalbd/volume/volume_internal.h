@@ -285,6 +285,8 @@ int checkpoint_now(struct volume *v, struct err *e); /* fiber */
 /* fiber; manifest_mutex held. Puts m (a changed copy of v->manifest, number + 1) and makes it
  * v->manifest; takes m over. */
 int manifest_advance(struct volume *v, struct manifest *m, struct err *e);
+/* fiber. Is v->manifest the newest still? -ERR_FENCED: no, and the volume is out of use. */
+int volume_check_newest(struct volume *v, struct err *e);
 
 /* --- levels.c --- */
 int open_runs(struct volume *v, struct err *e); /* fiber. run readers for manifest.root.runs */
