@@ -223,9 +223,7 @@ class AgentDeaths(AgentTest):
         self.agent.detach(VOLUME)
         self.nothing_left()
 
-    def test_daemon_told_to_end(self):
-        """It closes everything; the next one goes on with the device that stays."""
-        device = self.agent.attach(VOLUME)
+    def follow_told_to_end(self, device):
         with self.writer(device):
             pid = self.pid()
             os.kill(pid, signal.SIGTERM)
@@ -234,19 +232,17 @@ class AgentDeaths(AgentTest):
         self.agent.detach(VOLUME)
         self.nothing_left()
 
+    def test_daemon_told_to_end(self):
+        """It closes everything; the next one goes on with the device that stays."""
+        self.follow_told_to_end(self.agent.attach(VOLUME))
+
     def test_adopted_daemon_told_to_end(self):
         """Of one that is no child of ours nobody learns how it ended; the journal shows it."""
         device = self.agent.attach(VOLUME)
         self.agent.stop()
         self.agent.start()
         self.wait_state("ATTACHED")
-        with self.writer(device):
-            pid = self.pid()
-            os.kill(pid, signal.SIGTERM)
-            self.wait_served(pid)
-        self.assertEqual(self.starts(), ["", "resume"])
-        self.agent.detach(VOLUME)
-        self.nothing_left()
+        self.follow_told_to_end(device)
 
     def test_device_taken_away(self):
         """By somebody else: the volume is closed, and that is said."""
