@@ -81,6 +81,7 @@ while read -r mutant test; do
     count fails_with "$mutant" "$test"
 done <<'LIST'
 disk-cache-overwritten unit/portalbd/cache/test_disk_cache
+pin-named-by-first unit/portalbd/volume/test_sweep
 no-manifest-check-after-fence unit/portalbd/volume/test_takeover
 gc-one-pin-listing unit/portalbd/volume/test_gc_hand_over
 held-pin-ignores-claims unit/portalbd/catalog/test_held_pins
