@@ -59,6 +59,11 @@ static uint8_t usage_flags(const struct fsck_check *c, const struct fsck_name *r
 
 /* --- reading one --- */
 
+/* Bytes of an object. Who wrote the run may count a frame that is needed in part as a whole one. */
+struct charge {
+    uint64_t least, most;
+};
+
 struct run_walk {
     struct fsck_check *c;
     struct run_index x;
@@ -68,15 +73,15 @@ struct run_walk {
     uint64_t entries;
     size_t first, last; /* with frames: only entries of these objects */
     const struct fsck_frames *frames;
-    uint64_t *charged; /* owned; of each object of x, the bytes that this part's entries take */
-    uint64_t *charged_total; /* owned; ... and those of the parts before it */
+    struct charge *charges; /* owned; of each object of x, what the entries of this part take */
+    uint64_t *shared;       /* owned; ... what the shares of the parts up to now say */
     bool gone;
 };
 
 static void run_walk_release(struct run_walk *w) {
     run_index_release(&w->x);
-    free(w->charged);
-    free(w->charged_total);
+    free(w->charges);
+    free(w->shared);
 }
 
 static int load_index(struct run_walk *w, const struct fsck_name *index, struct err *e) {
@@ -92,8 +97,8 @@ static int load_index(struct run_walk *w, const struct fsck_name *index, struct 
         return rc;
     for (size_t i = 0; i < w->x.volume_count; i++)
         w->volumes[i] = fsck_table_volume(&w->c->table, &w->x.volumes[i]);
-    w->charged = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->charged);
-    w->charged_total = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->charged_total);
+    w->charges = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->charges);
+    w->shared = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->shared);
     return fsck_table_fill(&w->c->table, w->c->store, e);
 }
 
@@ -164,8 +169,10 @@ static int check_page(struct run_walk *w, const struct run_part *part, uint32_t 
             return err_set(e, -ERR_CORRUPT, "page %u is not the one that the index means", number);
         first = false;
         w->entries++;
-        if (cursor.entry.kind == EXTENT_DATA)
-            w->charged[cursor.last_ref] += map_entry_stored_len(&cursor.entry);
+        if (cursor.entry.kind == EXTENT_DATA) {
+            w->charges[cursor.last_ref].least += map_entry_charge(&cursor.entry);
+            w->charges[cursor.last_ref].most += map_entry_stored_len(&cursor.entry);
+        }
         rc = check_entry(w, &cursor.entry, e);
         if (rc < 0)
             return err_wrap(e, "the entry of sector %llu", (unsigned long long)cursor.entry.sector);
@@ -188,19 +195,22 @@ static int check_shares(struct run_walk *w, const struct run_part *part, struct 
     if (rc < 0)
         return rc;
     for (size_t i = 0; i < w->x.usage_count; i++)
-        takers += w->charged[i] > 0;
-    for (size_t i = 0; i < count; i++)
-        if (shares[i].number >= w->x.usage_count || shares[i].bytes != w->charged[shares[i].number])
-            rc = -ERR_CORRUPT;
+        takers += w->charges[i].most > 0;
+    bool fits = takers == count;
+    for (size_t i = 0; fits && i < count; i++) {
+        const struct charge *c = &w->charges[MIN(shares[i].number, w->x.usage_count - 1)];
+        fits = shares[i].number < w->x.usage_count && shares[i].bytes >= c->least &&
+               shares[i].bytes <= c->most;
+    }
+    for (size_t i = 0; fits && i < count; i++)
+        w->shared[shares[i].number] += shares[i].bytes;
     free(shares);
-    if (rc < 0 || takers != count)
-        return err_set(e, -ERR_CORRUPT, "its shares are not what its entries take");
-    return 0;
+    return fits ? 0 : err_set(e, -ERR_CORRUPT, "its shares are not what its entries take");
 }
 
 static int check_part(struct run_walk *w, const struct run_part *part, struct err *e) {
     int rc = 0;
-    memset(w->charged, 0, w->x.usage_count * sizeof *w->charged);
+    memset(w->charges, 0, w->x.usage_count * sizeof *w->charges);
     for (uint32_t page = 0; rc == 0 && page < part->page_count; page += PAGES_AT_ONCE) {
         CLEANUP_BUF struct buf body = {0};
         uint32_t count = MIN(part->page_count - page, (uint32_t)PAGES_AT_ONCE);
@@ -218,8 +228,6 @@ static int check_part(struct run_walk *w, const struct run_part *part, struct er
         rc = err_set(e, -ERR_CORRUPT, "its last sector is not the one that the index says");
     if (rc == 0 && !w->frames)
         rc = check_shares(w, part, e);
-    for (size_t i = 0; rc == 0 && i < w->x.usage_count; i++)
-        w->charged_total[i] += w->charged[i];
     return rc;
 }
 
@@ -258,12 +266,11 @@ static void check_totals(const struct run_walk *w) {
         fsck_report(w->c->f, FSCK_DAMAGE, w->key, "%llu entries, its index says %llu",
                     (unsigned long long)w->entries, (unsigned long long)w->x.entry_count);
     for (size_t i = 0; i < w->x.usage_count; i++) {
-        if (w->charged_total[i] == w->x.usage[i].bytes)
+        if (w->shared[i] == w->x.usage[i].bytes)
             continue;
         fsck_report(w->c->f, FSCK_DAMAGE, w->key,
-                    "its entries take %llu bytes of object %zu, its index says %llu",
-                    (unsigned long long)w->charged_total[i], i,
-                    (unsigned long long)w->x.usage[i].bytes);
+                    "its parts take %llu bytes of object %zu, its index says %llu",
+                    (unsigned long long)w->shared[i], i, (unsigned long long)w->x.usage[i].bytes);
         return; /* one is enough */
     }
 }

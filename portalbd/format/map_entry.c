@@ -8,6 +8,18 @@ uint32_t map_entry_stored_len(const struct map_entry *m) {
     return len;
 }
 
+uint32_t map_entry_charge(const struct map_entry *m) {
+    uint64_t from = m->skip, end = m->skip + m->count; /* behind the start of the first frame */
+    uint32_t bytes = 0;
+    for (size_t i = 0; i < m->len_count; i++) {
+        uint64_t next = MIN(end, (uint64_t)(i + 1) * FRAME_SECTORS_MAX);
+        uint32_t raw = FRAME_HEADER_SIZE + (uint32_t)(next - from) * SECTOR_SIZE;
+        bytes += MIN(raw, (uint32_t)m->lens[i]);
+        from = next;
+    }
+    return bytes;
+}
+
 void map_entry_narrow(struct map_entry *m, uint64_t sector, uint64_t count) {
     CHECK(count >= 1);
     CHECK(sector >= m->sector);

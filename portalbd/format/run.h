@@ -28,6 +28,9 @@ struct map_entry {
 void map_entry_narrow(struct map_entry *m, uint64_t sector, uint64_t count);
 /* Bytes that its frames take in the object. */
 uint32_t map_entry_stored_len(const struct map_entry *m);
+/* DATA: bytes of its object that it is charged with, >= 1: its frames, but of one that it needs a
+ * part of no more than that part alone would take. */
+uint32_t map_entry_charge(const struct map_entry *m);
 
 enum {
     RUN_PAGE_SIZE = 4096,                 /* bytes, crc included */

@@ -289,13 +289,12 @@ static void sweep(struct gc *g, const struct gc_snapshot *s) {
         if (o->state == OBJECT_LIVE) {
             g->live_bytes += o->live;
             g->unjudged_bytes += judged ? 0 : o->size;
+            g->debt_bytes += gc_move_gain(g, o);
             continue;
         }
         *(o->state == OBJECT_HELD ? &g->held : &g->garbage) += 1;
         *(o->state == OBJECT_HELD ? &g->held_bytes : &g->garbage_bytes) += o->size;
     }
-    for (size_t i = 0; i < g->objects.slot_count; i++)
-        g->debt_bytes += gc_move_gain(g, &g->objects.slots[i]);
     note_growth(g, unjudged_before, live_before);
 }
 

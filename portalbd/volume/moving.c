@@ -23,7 +23,7 @@
 enum {
     OVERHEAD = 512,     /* bytes of header, table and footer that say nothing about what is live */
     VICTIMS_MAX = 2048, /* of one batch */
-    VICTIM_BYTES_MAX = 24 << 20, /* of one batch: they are in memory */
+    VICTIM_BYTES_MAX = 16 << 20, /* of one batch: they are in memory */
     BATCH_SHARE = 8,             /* or one part in so many of what is live */
     SMALL_BYTES_MAX = 16 << 20,  /* of one batch that repacks */
     SMALL_COUNT = 4096,          /* so many small ones are repacked whatever their bytes */
@@ -63,22 +63,10 @@ static bool is_movable(const struct gc *g, const struct own_object *o) {
            o->size > 0;
 }
 
-/* So many bytes of it are named by runs, which count too much: what newer ones shadow, and frames
- * of which a part is left, once for each part. What is more than the volume can hold must be dead,
- * and is taken to be everywhere but in objects that look whole, as those do that GC has just
- * written. Runs of pins are not better than those of the head. */
-static uint32_t believed(const struct gc *g, const struct own_object *o, uint32_t bytes) {
-    bool whole = (bytes <= o->size && bytes >= o->size / 10 * 9) || bytes == UINT32_MAX;
-    double factor = 1;
-    if (!whole && g->live_bytes > g->v->size_bytes)
-        factor = (double)g->v->size_bytes / (double)g->live_bytes;
-    return (uint32_t)MIN(bytes * factor, (double)o->size);
-}
-
 /* What the head or a pin needs of it: what was overwritten does not come back, so that the oldest
  * root, which needs most, needs all that the others do. */
-static uint32_t used_bytes(const struct gc *g, const struct own_object *o) {
-    return MAX(believed(g, o, o->live), believed(g, o, o->pinned));
+static uint32_t used_bytes(const struct own_object *o) {
+    return MIN(MAX(o->live, o->pinned), o->size);
 }
 
 static bool is_pinned(const struct gc *g, const struct own_object *o) {
@@ -93,11 +81,11 @@ static bool is_empty(const struct gc *g, const struct own_object *o, bool thorou
     if (thorough && o->size >= g->v->config.segment_size / 2 && !is_pinned(g, o))
         percent = MIN(percent + percent / 2, (uint64_t)THOROUGH_PERCENT_MAX);
     return o->size > OVERHEAD &&
-           (uint64_t)used_bytes(g, o) * 100 < (uint64_t)(o->size - OVERHEAD) * percent;
+           (uint64_t)used_bytes(o) * 100 < (uint64_t)(o->size - OVERHEAD) * percent;
 }
 
 uint32_t gc_move_gain(const struct gc *g, const struct own_object *o) {
-    return is_movable(g, o) && is_empty(g, o, false) ? o->size - used_bytes(g, o) : 0;
+    return is_movable(g, o) && is_empty(g, o, false) ? o->size - used_bytes(o) : 0;
 }
 
 /* The emptiest first: they give most for the bytes that are written. */
@@ -120,8 +108,8 @@ struct candidates {
     uint64_t bytes, dead;
 };
 
-static void candidates_add(const struct gc *g, struct candidates *c, const struct own_object *o) {
-    uint32_t used = used_bytes(g, o);
+static void candidates_add(struct candidates *c, const struct own_object *o) {
+    uint32_t used = used_bytes(o);
     c->items = grown_array(c->items, c->count, sizeof *c->items);
     c->items[c->count++] =
         (struct victim){.name = own_object_name(o), .size = o->size, .used = used};
@@ -162,9 +150,9 @@ static void choose(struct move *m, bool thorough) {
         if (!is_movable(g, o))
             continue;
         if (is_empty(g, o, thorough))
-            candidates_add(g, &empty, o);
+            candidates_add(&empty, o);
         if (o->size < SMALL_SEGMENT_MAX && !is_pinned(g, o))
-            candidates_add(g, &small, o);
+            candidates_add(&small, o);
     }
     uint64_t bytes_max = MAX(g->live_bytes / BATCH_SHARE, (uint64_t)MOVED_BYTES / 2);
     if (empty.count > 0 && (thorough || empty.dead >= g->v->config.gc_move_bytes)) {

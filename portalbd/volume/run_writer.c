@@ -340,7 +340,7 @@ static void pending_flush(struct run_writer *w) {
     }
     struct chunk *c = current_chunk(w);
     if (m->kind == EXTENT_DATA) {
-        charge(&c->charges, w->pending_ref, map_entry_stored_len(m));
+        charge(&c->charges, w->pending_ref, map_entry_charge(m));
     }
     c->sectors += m->count;
     c->entries++;

@@ -223,6 +223,24 @@ static void test_narrow(void **state) {
     assert_true(n.sector == 100 && n.count == 7);
 }
 
+static void test_charge(void **state) {
+    (void)state;
+    uint16_t lens[] = {FRAME_SIZE_MAX, 200, FRAME_SIZE_MAX};
+    struct map_entry m = {
+        .sector = 0, .count = 96, .kind = EXTENT_DATA, .lens = lens, .len_count = 3};
+    assert_int_equal(map_entry_charge(&m), map_entry_stored_len(&m));
+    struct map_entry n = m;
+    map_entry_narrow(&n, 31, 34); /* one sector, a whole small frame, one sector */
+    assert_int_equal(map_entry_stored_len(&n), 2 * FRAME_SIZE_MAX + 200);
+    assert_int_equal(map_entry_charge(&n), 2 * (FRAME_HEADER_SIZE + SECTOR_SIZE) + 200);
+    n = m;
+    map_entry_narrow(&n, 8, 16); /* from the middle of one */
+    assert_int_equal(map_entry_charge(&n), FRAME_HEADER_SIZE + 16 * SECTOR_SIZE);
+    n = m;
+    map_entry_narrow(&n, 40, 1); /* of a small one, which alone would take more */
+    assert_int_equal(map_entry_charge(&n), 200);
+}
+
 /* Some of them so wide that their fences take eight bytes each. */
 static void add_parts(struct run_index *x, size_t parts) {
     x->parts = xcalloc(parts, sizeof *x->parts);
@@ -389,9 +407,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pages),        cmocka_unit_test(test_page_flips),
         cmocka_unit_test(test_density),      cmocka_unit_test(test_narrow),
-        cmocka_unit_test(test_index),        cmocka_unit_test(test_index_damage),
-        cmocka_unit_test(test_index_counts), cmocka_unit_test(test_free_number),
-        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_charge),       cmocka_unit_test(test_index),
+        cmocka_unit_test(test_index_damage), cmocka_unit_test(test_index_counts),
+        cmocka_unit_test(test_free_number),  cmocka_unit_test(test_shares),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -313,7 +313,8 @@ static void debt(void *arg) {
     (void)arg;
     open_slow();
     struct flood f = flood(8);
-    assert_true(f.most < 2.65); /* without pacing: 7; when all that runs name is believed: 2.85 */
+    assert_true(f.most <
+                2.3); /* without pacing: 7; if parts of frames counted as whole ones: 2.85 */
     assert_true(f.waited_us > 1000000);
     assert_true(f.longest_us < 200000);
     /* GC cannot go on: it is no use to wait for it. */

@@ -243,7 +243,7 @@ static void check_usage(struct fixture *f, struct run_reader *r) {
     while (run_iter_next(&it, NULL) == 1)
         if (it.entry.kind == EXTENT_DATA)
             wanted[owner_number(f, &x->volumes[it.entry.ref.volume])][it.entry.ref.seq] +=
-                map_entry_stored_len(&it.entry);
+                map_entry_charge(&it.entry);
     run_iter_release(&it);
     uint64_t *shared = xcalloc(MAX(x->usage_count, 1), sizeof *shared);
     for (size_t i = 0; i < x->part_count; i++) {
