@@ -1,9 +1,11 @@
 /* The real env, on libuv.
  *
  * Posts from the owner thread go to a plain list that the loop drains once a turn; posts from other
- * threads go to a second list under a mutex and ring a uv_async. One uv_timer is armed for the
- * first timer of the heap. Workers are our own threads with one queue (libuv's pool is a
- * process-wide global that we leave alone).
+ * threads go to a second list under a mutex and ring an eventfd. It is not a uv_async: of that one
+ * the loop spins (libuv 1.44) until the thread that rang is through, and if that thread was
+ * preempted meanwhile, which the ring itself may cause, the owner burns its own time slices until
+ * the other has its turn. One uv_timer is armed for the first timer of the heap. Workers are our
+ * own threads with one queue (libuv's pool is a process-wide global that we leave alone).
  *
  * A uv handle is freed in its close callback, so stopping a watch or a signal needs no waiting by
  * the caller. */
@@ -13,8 +15,10 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 #include <uv.h>
 
 #include "common/fiber.h"
@@ -40,7 +44,8 @@ static void event_queue_push(struct event_queue *q, struct env_event *event) {
 struct loop {
     struct env env;
     uv_loop_t uv;
-    uv_async_t wake;
+    uv_poll_t wake; /* of bell */
+    int bell;       /* owned: the eventfd that other threads ring */
     uv_timer_t timer;
     uv_idle_t busy;   /* active while `local` is not empty, so that the poll does not sleep */
     uv_check_t drain; /* runs the events after each poll */
@@ -105,6 +110,11 @@ static void on_busy(uv_idle_t *handle) {
     (void)handle; /* being active is all it does */
 }
 
+/* Any thread. */
+static void ring(struct loop *l) {
+    CHECK(eventfd_write(l->bell, 1) == 0);
+}
+
 static void op_post(struct env *env, struct env_event *event) {
     struct loop *l = loop_of(env);
     if (on_owner_thread(l)) {
@@ -115,7 +125,7 @@ static void op_post(struct env *env, struct env_event *event) {
     pthread_mutex_lock(&l->remote.mutex);
     event_queue_push(&l->remote.events, event);
     pthread_mutex_unlock(&l->remote.mutex);
-    uv_async_send(&l->wake);
+    ring(l);
 }
 
 static void run_events(struct event_queue *q) {
@@ -136,8 +146,13 @@ static void on_drain(uv_check_t *handle) {
         uv_idle_stop(&l->busy);
 }
 
-static void on_wake(uv_async_t *handle) {
+static void on_wake(uv_poll_t *handle, int status, int ready) {
     struct loop *l = container_of(handle, struct loop, wake);
+    eventfd_t rings;
+    (void)ready;
+    CHECK(status == 0);
+    /* Before the look at the list: who posts later rings again. */
+    CHECK(eventfd_read(l->bell, &rings) == 0 || errno == EAGAIN);
     pthread_mutex_lock(&l->remote.mutex);
     struct event_queue events = l->remote.events; /* its tail is not used any more */
     event_queue_init(&l->remote.events);
@@ -254,7 +269,10 @@ struct loop *loop_new(unsigned workers) {
     struct loop *l = NEW(struct loop);
     env_init(&l->env, &loop_ops);
     CHECK(uv_loop_init(&l->uv) == 0);
-    CHECK(uv_async_init(&l->uv, &l->wake, on_wake) == 0);
+    l->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    CHECK(l->bell >= 0);
+    CHECK(uv_poll_init(&l->uv, &l->wake, l->bell) == 0);
+    CHECK(uv_poll_start(&l->wake, UV_READABLE, on_wake) == 0);
     CHECK(uv_timer_init(&l->uv, &l->timer) == 0);
     CHECK(uv_idle_init(&l->uv, &l->busy) == 0);
     CHECK(uv_check_init(&l->uv, &l->drain) == 0);
@@ -284,6 +302,7 @@ void loop_free(struct loop *l) {
     uv_close((uv_handle_t *)&l->drain, NULL);
     uv_run(&l->uv, UV_RUN_DEFAULT);
     CHECK(uv_loop_close(&l->uv) == 0);
+    close(l->bell);
     timer_heap_release(&l->timers);
     env_release(&l->env);
     pthread_mutex_destroy(&l->remote.mutex);
@@ -299,7 +318,7 @@ struct env *loop_env(struct loop *l) {
 void loop_run(struct loop *l) {
     l->owner = pthread_self();
     __atomic_store_n(&l->running, true, __ATOMIC_RELEASE);
-    uv_async_send(&l->wake); /* what was posted before */
+    ring(l); /* what was posted before */
     uv_run(&l->uv, UV_RUN_DEFAULT);
     __atomic_store_n(&l->running, false, __ATOMIC_RELEASE);
 }
@@ -308,7 +327,7 @@ void loop_stop(struct loop *l) {
     pthread_mutex_lock(&l->remote.mutex);
     l->remote.stop = true;
     pthread_mutex_unlock(&l->remote.mutex);
-    uv_async_send(&l->wake);
+    ring(l);
 }
 
 static void free_handle(uv_handle_t *handle) {

@@ -3,8 +3,10 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/loop.h"
@@ -188,6 +190,58 @@ static void test_posts_of_other_threads(void **state) {
     assert_int_equal(posts_run, POSTERS * POSTS);
 }
 
+enum { RINGS = 100, RING_WORK_US = 1000, RING_CPU_US_MAX = 500 };
+static int rings_seen;
+
+static void on_ring(struct env_event *event) {
+    (void)event;
+    if (++rings_seen == RINGS)
+        loop_stop(loop);
+}
+
+static uint64_t thread_cpu_us(void) {
+    struct timespec t;
+    assert_int_equal(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t), 0);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void *ring_idly(void *arg) {
+    struct env_event *events = arg;
+    const struct sched_param none = {0};
+    assert_int_equal(pthread_setschedparam(pthread_self(), SCHED_IDLE, &none), 0);
+    for (int i = 0; i < RINGS; i++) {
+        events[i].fn = on_ring;
+        for (uint64_t start_us = thread_cpu_us(); thread_cpu_us() - start_us < RING_WORK_US;) {
+        }
+        env_post(env, &events[i]);
+    }
+    return NULL;
+}
+
+/* Who posts has the owner's processor and a lower priority: the owner runs as soon as it is woken,
+ * while the other is still at it, and must not burn processor time until that one goes on. */
+static void test_the_owner_does_not_wait_for_who_posts(void **state) {
+    (void)state;
+    static struct env_event events[RINGS];
+    cpu_set_t before, one;
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    CPU_ZERO(&one);
+    for (int cpu = 0; CPU_COUNT(&one) == 0; cpu++)
+        if (CPU_ISSET(cpu, &before))
+            CPU_SET(cpu, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    pthread_t thread;
+    rings_seen = 0;
+    assert_int_equal(pthread_create(&thread, NULL, ring_idly, events), 0);
+    uint64_t start_us = thread_cpu_us();
+    loop_run(loop);
+    uint64_t used_us = thread_cpu_us() - start_us;
+    pthread_join(thread, NULL);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+    print_message("%d posts took %llu us of the owner\n", RINGS, (unsigned long long)used_us);
+    assert_true(used_us <= RINGS * RING_CPU_US_MAX);
+}
+
 /* --- jobs --- */
 
 enum { JOBS = 100 };
@@ -231,6 +285,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_signals_come_again_and_again, setup, teardown),
         cmocka_unit_test_setup_teardown(test_timers_run_in_order, setup, teardown),
         cmocka_unit_test_setup_teardown(test_posts_of_other_threads, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_the_owner_does_not_wait_for_who_posts, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_jobs_run_on_workers_and_end_here, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
