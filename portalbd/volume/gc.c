@@ -20,6 +20,7 @@ enum {
     ROUNDS_MAX = 1024,           /* of one pass */
     HIDDEN_SHARE = 5,            /* percent of what the bottom names: as much may stay hidden */
     DEBT_SHARE = 150,            /* percent of what is live: above it GC does not rest */
+    FRESH_SHARE = 8,             /* of it: so much is believed of what GC has not looked at */
     BEHIND_SHARE = 5,            /* dead bytes, one part in so many of what is live: nor then */
     SMALL_MOVES = 16,            /* a volume that holds less than so many moves gain is small */
     ROUND_EVERY = 4,             /* moves, when GC is behind */
@@ -97,18 +98,18 @@ static bool hides_much(const struct gc *g) {
 
 /* --- debt --- */
 
-/* Dead bytes that GC could free now, and what writers have added since it looked, if they overwrite
- * at all; no more than is known, since whether GC can free it is not. */
-static uint64_t debt(const struct gc *g) {
-    double dead = g->stored_lately > 0 ? 1 - g->live_lately / g->stored_lately : 0;
-    double fresh = (double)(g->noted_bytes + g->unjudged_bytes) * MIN(MAX(dead, 0.0), 1.0);
-    return g->debt_bytes + MIN((uint64_t)fresh, g->debt_bytes);
-}
-
 /* What the debt is measured by. */
 static uint64_t debt_scale(const struct gc *g) {
     uint64_t gain = MIN(g->v->config.gc_move_bytes, (uint64_t)SEGMENT_SIZE_MAX);
     return MAX(MIN(g->live_bytes, g->v->size_bytes), gain * SMALL_MOVES);
+}
+
+/* Dead bytes that GC could free now, and what writers have added since it looked, if they overwrite
+ * at all. Whether GC can free that is not known: no more than the rest of it, or a little. */
+static uint64_t debt(const struct gc *g) {
+    double dead = g->stored_lately > 0 ? 1 - g->live_lately / g->stored_lately : 0;
+    double fresh = (double)(g->noted_bytes + g->unjudged_bytes) * MIN(MAX(dead, 0.0), 1.0);
+    return g->debt_bytes + MIN((uint64_t)fresh, MAX(g->debt_bytes, debt_scale(g) / FRESH_SHARE));
 }
 
 bool gc_is_behind(const struct gc *g) {

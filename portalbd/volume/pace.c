@@ -7,7 +7,7 @@
  * While nothing drains at all (a PUT that takes seconds, a store that is away) what is left of the
  * journal is given out over LAST_S.
  *
- * The debt of GC is dead bytes that it could free, and has not yet. Below an eighth of what is live
+ * The debt of GC is dead bytes that it could free, and has not yet. Below a twelfth of what is live
  * it is no reason to wait. From there on the allowed rate falls with the fourth power of the debt,
  * from as fast as anybody can to a trickle: wherever GC's own pace lies, there is a place in
  * between where it keeps up, and nothing has to be known about it; and there is no wall.
@@ -22,8 +22,8 @@ enum {
     WAIT_US_MAX = 1000 * 1000,
     LAST_S = 10,
     RATE_MIN = 64 * 1024, /* bytes a second */
-    DEBT_FROM = 12,       /* percent of what is live */
-    DEBT_MIDDLE = 24,     /* ... where it is DEBT_RATE */
+    DEBT_FROM = 8,        /* percent of what is live */
+    DEBT_MIDDLE = 16,     /* ... where it is DEBT_RATE */
     DEBT_RATE = 64 << 20,
 };
 

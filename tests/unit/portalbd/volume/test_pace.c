@@ -52,12 +52,12 @@ static void test_debt_rate(void **state) {
     (void)state;
     const uint64_t live = UINT64_C(100) * 1024 * MI;
     assert_int_equal(pace_debt_rate(0, 1), PACE_FREE);
-    assert_int_equal(pace_debt_rate(live / 100 * 12, live), PACE_FREE);
-    assert_in_range(pace_debt_rate(live / 100 * 14, live), 512 * MI, 1024 * MI);
-    assert_in_range(pace_debt_rate(live / 100 * 24, live), 60 * MI, 68 * MI);
-    assert_in_range(pace_debt_rate(live / 100 * 48, live), 3 * MI, 5 * MI);
+    assert_int_equal(pace_debt_rate(live / 100 * 8, live), PACE_FREE);
+    assert_in_range(pace_debt_rate(live / 1000 * 95, live), 512 * MI, 1024 * MI);
+    assert_in_range(pace_debt_rate(live / 100 * 16, live), 60 * MI, 68 * MI);
+    assert_in_range(pace_debt_rate(live / 100 * 32, live), 3 * MI, 5 * MI);
     assert_in_range(pace_debt_rate(live * 10, live), 32 * 1024, 256 * 1024);
-    for (uint64_t percent = 13; percent < 300; percent++) /* no step anywhere */
+    for (uint64_t percent = 10; percent < 300; percent++) /* no step anywhere */
         assert_in_range(pace_debt_rate(live / 100 * percent, live), 1,
                         pace_debt_rate(live / 100 * (percent - 1), live));
     /* Slower than the journal would allow: the journal is empty. */
