@@ -196,7 +196,7 @@ $(foreach t,$(notdir $(GO_TOOLS)),$(eval $(call go_tool_rule,$(t))))
 
 SIM_RUN     := $(if $(SIM),"$(SIM) --seeds $(SEEDS)$(if $(SEED), --seed $(SEED))" "$(SIM) --list tests/sim/seeds.txt")
 # In every test run other seeds, as many as there is time for.
-SIM_NEW     := $(if $(SIM),"$(SIM) --seed now --seeds 1000000 --seconds 75" "$(SIM) --list tests/sim/seeds.txt")
+SIM_NEW     := $(if $(SIM),"$(SIM) --seed now --seeds 1000000 --seconds 180" "$(SIM) --list tests/sim/seeds.txt")
 MUTANT_TESTS := $(if $(wildcard tests/sim/mutants.sh),$(shell sed -n 's|^[a-z-]* \(unit/[a-z_/]*\).*|\1|p' tests/sim/mutants.sh | sort -u))
 SIM_MUTANTS := $(wildcard tests/sim/mutants.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
@@ -271,11 +271,7 @@ replays: $(REPLAYS)
 fuzz: ## every fuzzer for SECONDS=20 (FUZZ_TIME), in build-fuzz (clang)
 	@$(MAKE) --no-print-directory BUILD=build-fuzz CC=clang SAN=fuzzer-no-link,address,undefined fuzz-run
 fuzz-run: $(FUZZERS) $(BUILD)/fuzz/canary
-	@$(BUILD)/fuzz/canary -max_total_time=60 -artifact_prefix=$(BUILD)/canary- >$(BUILD)/canary.log 2>&1; \
-		grep -q heap-buffer-overflow $(BUILD)/canary.log || { echo "the fuzzers find nothing, not even the canary's bug"; exit 1; }
-	@set -e; for f in $(FUZZERS); do name=$${f##*/}; mkdir -p $(BUILD)/corpus/$$name; echo "  FUZZ  $$name"; \
-		$$f -max_total_time=$(FUZZ_TIME) -timeout=10 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(BUILD)/ \
-		$(BUILD)/corpus/$$name $$(ls -d tests/fuzz/corpus/$$name 2>/dev/null); done
+	@tests/fuzz/run $(BUILD) $(FUZZ_TIME) $(FUZZ_NAMES)
 
 # --- coverage ---------------------------------------------------------------------------------------------------------
 
