@@ -10,12 +10,33 @@
 
 enum { VOLUMES_AT_ONCE = 8 };
 
+/* FNV-1a. */
+static uint64_t hash_text(uint64_t hash, const char *text) {
+    for (; *text; text++)
+        hash = (hash ^ (uint8_t)*text) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+static bool was_told(struct fsck *f, const char *key, const char *text) {
+    uint64_t hash = hash_text(hash_text(UINT64_C(0xcbf29ce484222325), key), text);
+    for (size_t i = 0; i < FSCK_TOLD; i++)
+        if (f->told[i] == hash)
+            return true;
+    f->told[f->told_next++ % FSCK_TOLD] = hash;
+    return false;
+}
+
 void fsck_report(struct fsck *f, enum fsck_kind kind, const char *key, const char *format, ...) {
-    char text[ERR_TEXT_MAX];
+    char buffer[ERR_TEXT_MAX];
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    vsnprintf(buffer, sizeof buffer, format, args);
     va_end(args);
+    size_t len = strlen(key);
+    bool has_key = strncmp(buffer, key, len) == 0 && strncmp(buffer + len, ": ", 2) == 0;
+    const char *text = has_key ? buffer + len + 2 : buffer;
+    if (kind == FSCK_DAMAGE && was_told(f, key, text))
+        return;
     ++*(kind == FSCK_DAMAGE ? &f->result.damaged
         : kind == FSCK_LEAK ? &f->result.leaked
                             : &f->result.garbage);
@@ -35,88 +56,111 @@ static bool is_damage(int rc) {
 
 /* --- records --- */
 
-/* Decodes one record, and says what is wrong with it in *e. `hash`: of its folder. */
-typedef int record_check(struct fsck *f, const char *hash, uint64_t n, struct view body,
-                         struct err *e);
+/* A record that is looked at. */
+struct fsck_record {
+    const char *key;
+    char hash[2 * KEY_MAX]; /* its folder's name */
+    uint64_t n;
+    bool newest;
+    struct view body;
+};
 
-static int check_volume_record(struct fsck *f, const char *hash, uint64_t n, struct view body,
-                               struct err *e) {
+/* What to do with the records of one kind. */
+struct record_check {
+    const char *root;
+    /* fiber. Decodes one. -ERR_CORRUPT: *e says what is wrong with it. */
+    int (*check)(struct fsck *f, const struct record_check *how, const struct fsck_record *r,
+                 struct err *e);
+    const struct volume_key *volume; /* snapshots: only those of this one; NULL: all */
+};
+
+/* Is there nothing after all? Others may have finished a creation meanwhile. */
+static int confirm_no_manifest(struct fsck *f, const struct volume_record *r, struct err *e) {
+    uint64_t number;
+    int rc = manifest_newest_number(f->catalog->store, &r->key, &number, e);
+    if (is_damage(rc))
+        return 0; /* told with the manifests */
+    if (rc < 0 || number > 0)
+        return rc;
+    char first[KEY_MAX];
+    key_manifest(first, &r->key, 1);
+    fsck_report(f, FSCK_DAMAGE, first, "volume '%s' has no manifest", r->name);
+    return 0;
+}
+
+static int check_volume_record(struct fsck *f, const struct record_check *how,
+                               const struct fsck_record *record, struct err *e) {
+    (void)how;
     struct volume_record r;
     struct parsed_id p;
     char id[ID_MAX], own[33];
-    int rc = volume_record_decode(&r, n, body, e);
+    int rc = volume_record_decode(&r, record->n, record->body, e);
     if (rc < 0)
         return rc;
+    f->result.records++;
     id_format(id, &r.key, f->catalog->pool);
     name_hash(own, r.name);
-    if (id_parse(&p, id, NULL) < 0 || strcmp(p.name_hash, hash) != 0 || p.number > n)
+    if (id_parse(&p, id, NULL) < 0 || strcmp(p.name_hash, record->hash) != 0 ||
+        p.number > record->n)
         rc = err_set(e, -ERR_CORRUPT, "its id %s is not of this folder", r.key.text);
-    else if (strcmp(own, hash) != 0)
+    else if (strcmp(own, record->hash) != 0)
         rc = err_set(e, -ERR_CORRUPT, "its name '%s' belongs into another folder", r.name);
+    else if (record->newest && r.state != VOLUME_DELETED && r.publish_epoch > 0)
+        rc = confirm_no_manifest(f, &r, e);
     volume_record_release(&r);
     return rc;
 }
 
-static int check_snapshot_record(struct fsck *f, const char *hash, uint64_t n, struct view body,
-                                 struct err *e) {
-    struct snapshot_record r;
-    struct parsed_id p;
-    char id[ID_MAX], own[33];
-    int rc = snapshot_record_decode(&r, n, body, e);
-    if (rc < 0)
-        return rc;
-    id_format(id, &r.key, f->catalog->pool);
-    name_hash(own, r.name);
-    if (!r.deleted && (id_parse(&p, id, NULL) < 0 || strcmp(p.name_hash, hash) != 0 ||
-                       p.number != n || strcmp(own, hash) != 0))
-        rc = err_set(e, -ERR_CORRUPT, "snapshot '%s' does not belong here", r.name);
-    snapshot_record_release(&r);
-    return rc;
-}
-
-static int check_node_record(struct fsck *f, const char *hash, uint64_t n, struct view body,
-                             struct err *e) {
-    (void)f;
-    (void)hash;
+static int check_node_record(struct fsck *f, const struct record_check *how,
+                             const struct fsck_record *record, struct err *e) {
+    (void)how;
     struct node_record r;
-    int rc = node_record_decode(&r, n, body, e);
+    int rc = node_record_decode(&r, record->n, record->body, e);
+    f->result.records += rc == 0;
     if (rc == 0)
         node_record_release(&r);
     return rc;
 }
 
-static int check_record(struct fsck *f, const char *key, record_check *check, struct err *e) {
-    const char *end = strrchr(key, '/'), *start = strchr(key, '/') + 1;
-    char hash[2 * KEY_MAX];
-    uint64_t n;
-    if (end < start || key_parse_numbered(key, &n) < 0)
-        return 0; /* not ours */
-    snprintf(hash, sizeof hash, "%.*s", (int)(end - start), start);
+static int check_record(struct fsck *f, const struct record_check *how, struct fsck_record *r,
+                        struct err *e) {
     CLEANUP_BUF struct buf body = {0};
-    int rc = fsck_get(f, key, RECORD_SIZE_MAX, &body, e);
+    const char *start = strchr(r->key, '/') + 1;
+    snprintf(r->hash, sizeof r->hash, "%.*s", (int)(strrchr(r->key, '/') - start), start);
+    int rc = fsck_get(f, r->key, RECORD_SIZE_MAX, &body, e);
+    r->body = buf_view(&body);
     if (rc == 0)
-        rc = check(f, hash, n, buf_view(&body), e);
-    f->result.records += rc == 0;
+        rc = how->check(f, how, r, e);
     if (is_damage(rc))
-        fsck_report(f, FSCK_DAMAGE, key, "%s", e->text);
+        fsck_report(f, FSCK_DAMAGE, r->key, "%s", e->text);
     return rc == -ERR_NOT_FOUND || is_damage(rc) ? 0 : rc; /* old records are pruned */
 }
 
-/* All records below a root; quick: the newest of each folder. */
-static int check_records(struct fsck *f, const char *root, record_check *check, struct err *e) {
+/* "records/<hash>/..." and nothing deeper. */
+static bool is_in_folder(const char *key) {
+    const char *name = strchr(key, '/') + 1;
+    return strspn(name, "0123456789abcdef") == 32 && name[32] == '/' && !strchr(name + 33, '/');
+}
+
+/* All records below a root; quick, or of one volume: the newest of each folder. */
+static int check_records(struct fsck *f, const struct record_check *how, struct err *e) {
     char after[OBJ_KEY_MAX + 1] = "", folder[OBJ_KEY_MAX + 1] = "";
     for (bool more = true; more;) {
         struct obj_list page = {0};
-        int rc =
-            objstore_list(f->catalog->store, root, after[0] ? after : NULL, OBJ_LIST_MAX, &page, e);
+        int rc = objstore_list(f->catalog->store, how->root, after[0] ? after : NULL, OBJ_LIST_MAX,
+                               &page, e);
         for (size_t i = 0; rc == 0 && i < page.count; i++) {
-            const char *key = page.entries[i].key;
-            size_t len = (size_t)(strrchr(key, '/') - key);
-            bool newest = strncmp(folder, key, len) != 0 || folder[len] != '\0';
-            snprintf(folder, sizeof folder, "%.*s", (int)len, key);
-            if (newest || !f->quick)
-                rc = check_record(f, key, check, e);
-            snprintf(after, sizeof after, "%s", key);
+            struct fsck_record r = {.key = page.entries[i].key};
+            size_t len = (size_t)(strrchr(r.key, '/') - r.key);
+            r.newest = strncmp(folder, r.key, len) != 0 || folder[len] != '\0';
+            bool ours = key_parse_numbered(r.key, &r.n) == 0;
+            if (ours)
+                snprintf(folder, sizeof folder, "%.*s", (int)len, r.key);
+            if (ours && (r.newest || !(f->quick || how->volume)))
+                rc = check_record(f, how, &r, e);
+            else if (!ours && r.newest && is_in_folder(r.key))
+                fsck_report(f, FSCK_DAMAGE, r.key, FSCK_IN_THE_WAY);
+            snprintf(after, sizeof after, "%s", r.key);
         }
         more = rc == 0 && page.more && page.count > 0;
         obj_list_release(&page);
@@ -126,29 +170,50 @@ static int check_records(struct fsck *f, const char *root, record_check *check, 
     return 0;
 }
 
+/* Is there anything of ours but the pool's own record? */
+static int is_empty(struct fsck *f, bool *ret, struct err *e) {
+    static const char *const roots[] = {"records/", "volumes/", "snapshots/"};
+    *ret = true;
+    for (size_t i = 0; i < ARRAY_LEN(roots) && *ret; i++) {
+        struct obj_list list = {0};
+        int rc = objstore_list(f->catalog->store, roots[i], NULL, 1, &list, e);
+        if (rc < 0)
+            return rc;
+        *ret = list.count == 0;
+        obj_list_release(&list);
+    }
+    return 0;
+}
+
 static int check_pool_record(struct fsck *f, struct err *e) {
     char key[KEY_MAX];
-    CLEANUP_BUF struct buf body = {0};
     struct pool_record r;
+    struct pool_create any = {.allow_other_cluster = true};
+    bool empty = false;
     key_pool(key);
-    int rc = fsck_get(f, key, RECORD_SIZE_MAX, &body, e);
-    if (rc == 0)
-        rc = pool_record_decode(&r, buf_view(&body), e);
-    if (rc == 0)
+    int rc = catalog_pool_check(f->catalog, &any, &r, e);
+    if (rc == 0) {
+        f->result.records++;
         pool_record_release(&r);
-    f->result.records += rc == 0;
-    if (!is_damage(rc) && rc != -ERR_NOT_FOUND)
-        return rc;
-    fsck_report(f, FSCK_DAMAGE, key, "%s", e->text);
-    return 0;
+    } else if (is_damage(rc)) {
+        fsck_report(f, FSCK_DAMAGE, key, "%s", e->text);
+        rc = 0;
+    } else if (rc == -ERR_NOT_FOUND) {
+        struct err why = *e;
+        rc = is_empty(f, &empty, e);
+        if (rc == 0 && empty)
+            return err_copy(e, &why);
+        if (rc == 0)
+            fsck_report(f, FSCK_DAMAGE, key, "it is lost, and there are volumes");
+    }
+    return rc;
 }
 
 /* --- snapshots: each has a root in its source (I11) --- */
 
 /* -ERR_CORRUPT: *e says what is wrong with the pin. */
-static int check_snapshot_pin(struct fsck *f, const struct snapshot_info *i, char key[KEY_MAX],
+static int check_snapshot_pin(struct fsck *f, const struct snapshot_record *r, char key[KEY_MAX],
                               struct err *e) {
-    const struct snapshot_record *r = &i->record;
     char commit[KEY_MAX], hash[33];
     struct pin_root p;
     key_pin_root(key, &r->source, &r->pin);
@@ -169,15 +234,16 @@ static int check_snapshot_pin(struct fsck *f, const struct snapshot_info *i, cha
     return rc;
 }
 
-static int check_snapshot(struct fsck *f, const struct snapshot_info *i, struct err *e) {
-    char key[KEY_MAX];
-    int rc = check_snapshot_pin(f, i, key, e);
+static int check_snapshot(struct fsck *f, const struct snapshot_record *r, struct err *e) {
+    char key[KEY_MAX], id[ID_MAX];
+    int rc = check_snapshot_pin(f, r, key, e);
     f->result.snapshots++;
     if (!is_damage(rc))
         return rc;
     struct err why = *e;
     struct snapshot_info now; /* deleted meanwhile? */
-    rc = catalog_snapshot_get(f->catalog, i->id, &now, e);
+    id_format(id, &r->key, f->catalog->pool);
+    rc = catalog_snapshot_get(f->catalog, id, &now, e);
     if (rc == 0) {
         snapshot_info_release(&now);
         fsck_report(f, FSCK_DAMAGE, key, "%s", why.text);
@@ -185,38 +251,28 @@ static int check_snapshot(struct fsck *f, const struct snapshot_info *i, struct 
     return rc == -ERR_NOT_FOUND || is_damage(rc) ? 0 : rc;
 }
 
-static int check_snapshots(struct fsck *f, const char *source_id, struct err *e) {
-    char token[CATALOG_TOKEN_MAX] = "";
-    do {
-        struct snapshot_list page;
-        int rc = catalog_snapshot_list(f->catalog, source_id, token, 0, &page, e);
-        if (is_damage(rc))
-            return 0; /* told with the records */
-        if (rc < 0)
-            return rc;
-        for (size_t i = 0; rc == 0 && i < page.count; i++)
-            rc = check_snapshot(f, &page.items[i], e);
-        memcpy(token, page.next_token, sizeof token);
-        snapshot_list_release(&page);
-        if (rc < 0)
-            return rc;
-    } while (token[0]);
-    return 0;
+static int check_snapshot_record(struct fsck *f, const struct record_check *how,
+                                 const struct fsck_record *record, struct err *e) {
+    struct snapshot_record r;
+    struct parsed_id p;
+    char id[ID_MAX], own[33];
+    int rc = snapshot_record_decode(&r, record->n, record->body, e);
+    if (rc < 0)
+        return rc;
+    id_format(id, &r.key, f->catalog->pool);
+    name_hash(own, r.name);
+    bool wanted = !how->volume || (!r.deleted && volume_keys_equal(&r.source, how->volume));
+    f->result.records += wanted;
+    if (!r.deleted && (id_parse(&p, id, NULL) < 0 || strcmp(p.name_hash, record->hash) != 0 ||
+                       p.number != record->n || strcmp(own, record->hash) != 0))
+        rc = err_set(e, -ERR_CORRUPT, "snapshot '%s' does not belong here", r.name);
+    else if (!r.deleted && record->newest && wanted)
+        rc = check_snapshot(f, &r, e);
+    snapshot_record_release(&r);
+    return rc;
 }
 
 /* --- volumes --- */
-
-/* Is there nothing after all? Others may have finished a creation meanwhile. */
-static int confirm_no_manifest(struct fsck *f, const struct volume_record *r, struct err *e) {
-    uint64_t number;
-    int rc = manifest_newest_number(f->catalog->store, &r->key, &number, e);
-    if (rc < 0 || number > 0)
-        return rc;
-    char first[KEY_MAX];
-    key_manifest(first, &r->key, 1);
-    fsck_report(f, FSCK_DAMAGE, first, "volume '%s' has no manifest", r->name);
-    return 0;
-}
 
 /* What its record says of a volume that has a prefix, or a record. The manifest is read first: an
  * epoch is on record before anybody opens with it. */
@@ -239,7 +295,7 @@ static int check_against_record(struct fsck *f, const struct volume_key *v, stru
     }
     bool live = volume_keys_equal(&r.key, v) && r.state != VOLUME_DELETED;
     if (r.number == 0) {
-        key_manifest(key, v, 1);
+        key_volume_prefix(key, v);
         fsck_report(f, FSCK_LEAK, key, "no record has ever named this volume");
     } else if (known && live && !m.deleted && epoch_publish(m.epoch) > r.publish_epoch) {
         key_record(key, p.name_hash, r.number);
@@ -309,34 +365,79 @@ static int check_volumes(struct fsck *f, struct err *e) {
 }
 
 int fsck_pool(struct fsck *f, struct err *e) {
+    static const struct record_check checks[] = {
+        {.root = "records/", .check = check_volume_record},
+        {.root = "snapshots/", .check = check_snapshot_record},
+        {.root = "nodes/", .check = check_node_record}};
     fiber_mutex_init(&f->reading);
     int rc = check_pool_record(f, e);
-    if (rc == 0)
-        rc = check_records(f, "records/", check_volume_record, e);
-    if (rc == 0)
-        rc = check_records(f, "snapshots/", check_snapshot_record, e);
-    if (rc == 0)
-        rc = check_records(f, "nodes/", check_node_record, e);
-    if (rc == 0)
-        rc = check_snapshots(f, NULL, e);
+    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(checks); i++)
+        rc = check_records(f, &checks[i], e);
     return rc == 0 ? check_volumes(f, e) : rc;
 }
 
-int fsck_volume(struct fsck *f, const char *id, struct err *e) {
-    struct volume_info i;
-    char folder[KEY_MAX], hash[33];
-    fiber_mutex_init(&f->reading);
-    int rc = catalog_volume_get(f->catalog, id, &i, e);
+/* *ret: of the volume that has this name now; key: it must be this one, or NULL. */
+static int find_volume(struct fsck *f, const char *hash, const struct volume_key *key,
+                       struct volume_key *ret, struct err *e) {
+    struct volume_record r;
+    struct manifest m = {0};
+    int rc = volume_record_newest(f->catalog, hash, &r, e);
     if (rc < 0)
         return rc;
-    struct volume_key key = i.record.key;
-    name_hash(hash, i.record.name);
+    bool there =
+        r.number > 0 && r.state != VOLUME_DELETED && (!key || volume_keys_equal(&r.key, key));
+    if (there) {
+        *ret = r.key;
+        rc = manifest_newest(f->catalog->store, &r.key, &m, e);
+        there = rc == -ERR_NOT_FOUND ? r.publish_epoch > 0 : !m.deleted;
+    }
+    manifest_release(&m);
+    volume_record_release(&r);
+    if (rc < 0 && rc != -ERR_NOT_FOUND && !is_damage(rc)) /* of the manifest: told later */
+        return rc;
+    return there ? 0 : err_set(e, -ERR_NOT_FOUND, "no such volume");
+}
+
+static int check_volume(struct fsck *f, const char *hash, const struct volume_key *wanted,
+                        struct err *e) {
+    char folder[KEY_MAX];
+    struct volume_key key;
+    uint64_t damaged = f->result.damaged;
     key_records_prefix(folder, hash);
-    volume_info_release(&i);
-    rc = check_records(f, folder, check_volume_record, e);
+    fiber_mutex_init(&f->reading);
+    int rc = check_pool_record(f, e);
+    if (rc == 0)
+        rc = check_records(f, &(struct record_check){.root = folder, .check = check_volume_record},
+                           e);
+    if (rc == 0)
+        rc = find_volume(f, hash, wanted, &key, e);
+    if (is_damage(rc) && f->result.damaged > damaged)
+        return 0; /* of the record: told, and which volume is it? */
     if (rc == 0)
         rc = check_against_record(f, &key, e);
     if (rc == 0)
-        rc = check_snapshots(f, id, e);
-    return rc == 0 ? fsck_check_volume(f, &key, false, e) : rc;
+        rc =
+            check_records(f,
+                          &(struct record_check){
+                              .root = "snapshots/", .check = check_snapshot_record, .volume = &key},
+                          e);
+    if (rc < 0)
+        return rc;
+    rc = fsck_check_volume(f, &key, false, e);
+    return rc == -ERR_NOT_FOUND && f->result.damaged > damaged ? 0 : rc; /* no manifest: told */
+}
+
+int fsck_volume(struct fsck *f, const char *id, struct err *e) {
+    struct parsed_id p;
+    int rc = catalog_parse_id(f->catalog, ID_VOLUME, id, &p, e);
+    if (rc == 0)
+        rc = check_volume(f, p.name_hash, &p.key, e);
+    return rc == -ERR_NOT_FOUND ? err_set(e, rc, "volume '%s' does not exist", id) : rc;
+}
+
+int fsck_volume_named(struct fsck *f, const char *name, struct err *e) {
+    char hash[33];
+    name_hash(hash, name);
+    int rc = check_volume(f, hash, NULL, e);
+    return rc == -ERR_NOT_FOUND ? err_set(e, rc, "volume '%s' does not exist", name) : rc;
 }

@@ -29,6 +29,8 @@ struct fsck_result {
     uint64_t unsettled; /* volumes that changed faster than they could be read */
 };
 
+enum { FSCK_TOLD = 256 };
+
 struct fsck {
     struct catalog *catalog; /* borrowed */
     bool quick;              /* no data: what is referenced is there, and large enough */
@@ -36,11 +38,17 @@ struct fsck {
     /* Now and then, with the volume that is looked at. May be NULL. */
     void (*on_progress)(void *arg, const struct fsck_result *so_far, const char *volume);
     void *arg;
-    struct fsck_result result;  /* grows from call to call */
-    struct fiber_mutex reading; /* fsck's own: one volume at a time reads runs and data */
+    struct fsck_result result; /* grows from call to call */
+    /* fsck's own: */
+    uint64_t told[FSCK_TOLD]; /* damage that was told last, hashed; a ring */
+    size_t told_next;
+    struct fiber_mutex reading; /* one volume at a time reads runs and data */
 };
 
-/* fiber. Everything below the pool's prefix. Findings are no errors: 0. */
+/* fiber. Everything below the pool's prefix. Findings are no errors: 0. -ERR_NOT_FOUND: there is no
+ * pool. */
 int fsck_pool(struct fsck *f, struct err *e);
-/* fiber. One volume, its snapshots, and what it needs of others. -ERR_NOT_FOUND. */
+/* fiber. One volume, by id or by name, its snapshots, and what it needs of others. Of one whose
+ * record is damaged no more is told. -ERR_NOT_FOUND. */
 int fsck_volume(struct fsck *f, const char *id, struct err *e);
+int fsck_volume_named(struct fsck *f, const char *name, struct err *e);

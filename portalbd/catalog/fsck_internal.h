@@ -40,12 +40,21 @@ struct fsck_run {
     bool damaged; /* which was told */
 };
 
+/* What a root says of a run. */
+struct fsck_root_run {
+    struct fsck_name index;
+    uint64_t entry_count;
+    uint64_t size; /* bytes of index and parts */
+};
+
 /* What is kept of a root while the runs are walked. */
 struct fsck_root {
     bool is_pin;
     struct random_id pin;
-    struct fsck_name *runs; /* owned; of the indexes */
+    struct fsck_root_run *runs; /* owned */
     size_t run_count;
+    uint16_t *volumes; /* owned; of its table, in ours */
+    size_t volume_count;
     struct fsck_name *evacuated; /* owned, sorted */
     size_t evacuated_count;
 };
@@ -74,6 +83,12 @@ struct fsck_check {
     uint64_t size_bytes;      /* the largest of all roots */
 };
 
+/* What more than one part says. */
+#define FSCK_FOREIGN_ROOT "its root is of another volume"
+#define FSCK_IN_THE_WAY   "not a record's key, and it hides the newest one"
+
+/* Damage that was told lately is not told again: readers come by the same object on several ways,
+ * and in each attempt. "<key>: " in front of the text goes. */
 void fsck_report(struct fsck *f, enum fsck_kind kind, const char *key, const char *format, ...)
     PRINTF_LIKE(4, 5);
 /* fiber. Counts the bytes. */
@@ -115,6 +130,8 @@ struct fsck_frames {
 
 /* Names something that must be there: marks it, or remembers that it was not. */
 void fsck_need(struct fsck_check *c, const struct fsck_name *n, uint8_t flags, const char *who);
+/* NULL: the root does not name the run of this index. */
+const struct fsck_root_run *fsck_root_run(const struct fsck_root *r, const struct fsck_name *index);
 /* fiber. Reads the index of a run: marks parts and objects for the roots that name it; walks its
  * pages when that was not done yet. */
 int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, struct err *e);

@@ -33,11 +33,12 @@ static int compare_names(const void *a, const void *b) {
     return fsck_name_compare(a, b);
 }
 
-static bool names_run(const struct fsck_root *r, const struct fsck_name *run) {
+const struct fsck_root_run *fsck_root_run(const struct fsck_root *r,
+                                          const struct fsck_name *index) {
     for (size_t i = 0; i < r->run_count; i++)
-        if (fsck_name_compare(&r->runs[i], run) == 0)
-            return true;
-    return false;
+        if (fsck_name_compare(&r->runs[i].index, index) == 0)
+            return &r->runs[i];
+    return NULL;
 }
 
 /* What the roots that name this run make of an object in its usage table. */
@@ -46,7 +47,7 @@ static uint8_t usage_flags(const struct fsck_check *c, const struct fsck_name *r
     uint8_t flags = 0;
     for (size_t i = 0; i < c->root_count && flags != (FSCK_NEEDED | FSCK_HELD); i++) {
         const struct fsck_root *r = &c->roots[i];
-        if (!names_run(r, run))
+        if (!fsck_root_run(r, run))
             continue;
         bool evacuated =
             r->evacuated_count > 0 && bsearch(object, r->evacuated, r->evacuated_count,
@@ -69,6 +70,7 @@ struct run_walk {
     struct run_index x;
     uint16_t volumes[RUN_VOLUMES_MAX]; /* of its table, in ours */
     char key[KEY_MAX];                 /* of what is looked at: index, then part */
+    uint64_t size;                     /* of index and parts */
     uint64_t next_sector;
     uint64_t entries;
     size_t first, last; /* with frames: only entries of these objects */
@@ -92,9 +94,12 @@ static int load_index(struct run_walk *w, const struct fsck_name *index, struct 
         rc = fsck_get(w->c->f, w->key, RUN_INDEX_SIZE_MAX, &body, e);
         if (rc == 0)
             rc = run_index_decode(&w->x, buf_view(&body), e);
+        w->size = body.len;
     }
     if (rc < 0)
         return rc;
+    for (size_t i = 0; i < w->x.part_count; i++)
+        w->size += run_part_size(&w->x.parts[i]);
     for (size_t i = 0; i < w->x.volume_count; i++)
         w->volumes[i] = fsck_table_volume(&w->c->table, &w->x.volumes[i]);
     w->charges = xcalloc(MAX(w->x.usage_count, (size_t)1), sizeof *w->charges);
@@ -306,6 +311,31 @@ static void mark(struct run_walk *w, const struct fsck_name *index) {
     }
 }
 
+static bool knows_volume(const struct fsck_root *r, uint16_t volume) {
+    for (size_t i = 0; i < r->volume_count; i++)
+        if (r->volumes[i] == volume)
+            return true;
+    return false;
+}
+
+/* Is this the index that a root means? Its key says nothing of what is in it. */
+static void check_against_root(const struct run_walk *w, const struct fsck_root *root,
+                               const struct fsck_name *index) {
+    const struct fsck_root_run *run = fsck_root_run(root, index);
+    if (!run)
+        return;
+    if (w->x.entry_count != run->entry_count || w->size != run->size)
+        fsck_report(w->c->f, FSCK_DAMAGE, w->key,
+                    "a run of %llu entries in %llu bytes, a root that names it says %llu in %llu",
+                    (unsigned long long)w->x.entry_count, (unsigned long long)w->size,
+                    (unsigned long long)run->entry_count, (unsigned long long)run->size);
+    for (size_t i = 0; i < w->x.volume_count; i++)
+        if (!knows_volume(root, w->volumes[i]))
+            fsck_report(w->c->f, FSCK_DAMAGE, w->key,
+                        "a run about volume %s, which a root that names it does not know",
+                        w->x.volumes[i].text);
+}
+
 int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, struct err *e) {
     CLEANUP(run_walk_release) struct run_walk w = {.c = c};
     if (!fsck_table_find(&c->table, &r->index))
@@ -321,6 +351,8 @@ int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, str
         *ret_gone = true;
     if (rc < 0)
         return rc == -ERR_NOT_FOUND ? 0 : rc;
+    for (size_t i = 0; i < c->root_count; i++)
+        check_against_root(&w, &c->roots[i], &r->index);
     mark(&w, &r->index);
     if (!r->done) {
         c->f->result.runs++;

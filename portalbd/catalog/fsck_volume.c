@@ -37,6 +37,7 @@ static bool is_damage(int rc) {
 static void roots_release(struct fsck_check *c) {
     for (size_t i = 0; i < c->root_count; i++) {
         free(c->roots[i].runs);
+        free(c->roots[i].volumes);
         free(c->roots[i].evacuated);
     }
     free(c->roots);
@@ -83,7 +84,7 @@ static int add_root(struct fsck_check *c, const struct root *root, const struct 
     snprintf(who, sizeof who, "%s", strrchr(key, '/') + 1);
     CHECK(root->volume_count <= ROOT_VOLUMES_MAX);
     if (!volume_keys_equal(&root->volumes[0], c->volume)) {
-        fsck_report(c->f, FSCK_DAMAGE, key, "its root is of another volume");
+        fsck_report(c->f, FSCK_DAMAGE, key, FSCK_FOREIGN_ROOT);
         return 0;
     }
     for (size_t i = 0; i < root->volume_count; i++)
@@ -96,15 +97,20 @@ static int add_root(struct fsck_check *c, const struct root *root, const struct 
     if (pin)
         r->pin = *pin;
     r->is_pin = pin != NULL;
+    r->volumes = xcalloc(root->volume_count, sizeof *r->volumes);
+    memcpy(r->volumes, volumes, root->volume_count * sizeof *r->volumes);
+    r->volume_count = root->volume_count;
     r->runs = xcalloc(root->run_count + 1, sizeof *r->runs);
     r->evacuated = xcalloc(root->evacuated_count + 1, sizeof *r->evacuated);
     r->run_count = root->run_count;
     r->evacuated_count = root->evacuated_count;
     for (size_t i = 0; i < root->run_count; i++) {
         const struct obj_ref *index = &root->runs[i].index;
-        r->runs[i] = fsck_name_of(volumes[index->volume], index);
-        fsck_need(c, &r->runs[i], FSCK_NEEDED | FSCK_HELD, who);
-        add_run(c, &r->runs[i]);
+        r->runs[i] = (struct fsck_root_run){.index = fsck_name_of(volumes[index->volume], index),
+                                            .entry_count = root->runs[i].entry_count,
+                                            .size = root->runs[i].size};
+        fsck_need(c, &r->runs[i].index, FSCK_NEEDED | FSCK_HELD, who);
+        add_run(c, &r->runs[i].index);
     }
     for (size_t i = 0; i < root->evacuated_count; i++)
         r->evacuated[i] = fsck_name_of(volumes[root->evacuated[i].volume], &root->evacuated[i]);
@@ -170,6 +176,23 @@ static int confirm_pin(struct fsck_check *c, const struct pin_entry *p,
     return 0;
 }
 
+/* Are claim and root this pin's, and of the same commit? */
+static void check_pin_names(struct fsck_check *c, const struct pin_entry *p,
+                            const struct pin_claim *claim, const struct pin_root *root) {
+    static const char another[] = "it is another pin's";
+    char key[KEY_MAX];
+    bool claim_ours = p->has_claim && random_id_equal(&claim->pin, &p->pin);
+    bool root_ours = p->has_root && random_id_equal(&root->pin, &p->pin);
+    key_pin_claim(key, c->volume, &p->pin);
+    if (p->has_claim && !claim_ours)
+        fsck_report(c->f, FSCK_DAMAGE, key, another);
+    key_pin_root(key, c->volume, &p->pin);
+    if (p->has_root && !root_ours)
+        fsck_report(c->f, FSCK_DAMAGE, key, another);
+    if (claim_ours && root_ours && strcmp(claim->commit.key, root->commit.key) != 0)
+        fsck_report(c->f, FSCK_DAMAGE, key, "claim and root have different commit keys");
+}
+
 static int check_pin(struct fsck_check *c, const struct pin_entry *p, struct attempt *a,
                      struct err *e) {
     char key[KEY_MAX];
@@ -194,14 +217,11 @@ static int check_pin(struct fsck_check *c, const struct pin_entry *p, struct att
     if (rc < 0)
         return rc;
     const struct commit_key *commit = p->has_root ? &root.commit : &claim.commit;
-    if ((p->has_claim && !random_id_equal(&claim.pin, &p->pin)) ||
-        (p->has_root && !random_id_equal(&root.pin, &p->pin)))
-        fsck_report(c->f, FSCK_DAMAGE, key, "it is another pin's");
-    else if (p->has_claim && p->has_root && strcmp(claim.commit.key, root.commit.key) != 0)
-        fsck_report(c->f, FSCK_DAMAGE, key, "claim and root have different commit keys");
+    check_pin_names(c, p, &claim, &root);
     rc = pin_is_named(c->store, c->volume, &p->pin, commit, &named, e);
     if (is_damage(rc)) {
-        fsck_report(c->f, FSCK_DAMAGE, commit->key, "%s", e->text);
+        if (commit->is_clone && !c->whole_pool) /* else told with the records, or the clone */
+            fsck_report(c->f, FSCK_DAMAGE, commit->key, "%s", e->text);
         named = true;
         rc = 0;
     }
@@ -311,9 +331,8 @@ static int read_roots(struct fsck_check *c, struct attempt *a, struct err *e) {
 
 static bool is_named(const struct fsck_check *c, const struct fsck_name *run) {
     for (size_t i = 0; i < c->root_count; i++)
-        for (size_t k = 0; k < c->roots[i].run_count; k++)
-            if (fsck_name_compare(&c->roots[i].runs[k], run) == 0)
-                return true;
+        if (fsck_root_run(&c->roots[i], run))
+            return true;
     return false;
 }
 
@@ -423,6 +442,17 @@ static int tell_garbage(struct fsck_check *c, const struct attempt *a, bool at_r
 
 /* --- manifests --- */
 
+static int check_manifest(struct fsck_check *c, const char *key, uint64_t number, struct err *e) {
+    struct manifest m;
+    int rc = manifest_get(c->store, c->volume, number, &m, e);
+    if (rc < 0)
+        return rc;
+    if (!volume_keys_equal(&m.root.volumes[0], c->volume))
+        fsck_report(c->f, FSCK_DAMAGE, key, FSCK_FOREIGN_ROOT);
+    manifest_release(&m);
+    return 0;
+}
+
 /* The first one stays for ever; others may go while we look. */
 static int check_manifests(struct fsck_check *c, struct err *e) {
     char prefix[KEY_MAX];
@@ -434,14 +464,14 @@ static int check_manifests(struct fsck_check *c, struct err *e) {
         rc = err_set(e, -ERR_NOT_FOUND, "volume %s has no manifest", c->volume->text);
     for (size_t i = 0; rc == 0 && i < list.count; i++) {
         const char *key = list.entries[i].key;
-        struct manifest m;
-        if (key_parse_numbered(key, &number) < 0)
+        if (key_parse_numbered(key, &number) < 0) {
+            if (i == 0)
+                fsck_report(c->f, FSCK_DAMAGE, key, FSCK_IN_THE_WAY);
             continue;
+        }
         bool wanted = i == 0 || number == 1 || !c->f->quick;
-        rc = wanted ? manifest_get(c->store, c->volume, number, &m, e) : -ERR_NOT_FOUND;
-        if (rc == 0)
-            manifest_release(&m);
-        else if (is_damage(rc))
+        rc = wanted ? check_manifest(c, key, number, e) : -ERR_NOT_FOUND;
+        if (is_damage(rc))
             fsck_report(c->f, FSCK_DAMAGE, key, "%s", e->text);
         c->f->result.records += rc == 0;
         if (rc == -ERR_NOT_FOUND || is_damage(rc))
@@ -458,7 +488,7 @@ static int check_manifests(struct fsck_check *c, struct err *e) {
 
 /* --- the volume --- */
 
-/* Does its record let anybody be at work? */
+/* Does its record let anybody be at work? Where there is none, nobody knows. */
 static int record_at_rest(struct fsck *f, const struct volume_key *v, bool *ret, struct err *e) {
     char id[ID_MAX];
     struct parsed_id p;
@@ -474,8 +504,9 @@ static int record_at_rest(struct fsck *f, const struct volume_key *v, bool *ret,
     }
     if (rc < 0)
         return rc;
-    *ret = r.state == VOLUME_DELETED || (r.state == VOLUME_READY && r.node[0] == '\0') ||
-           !volume_keys_equal(&r.key, v);
+    *ret = r.number > 0 &&
+           (r.state == VOLUME_DELETED || (r.state == VOLUME_READY && r.node[0] == '\0') ||
+            !volume_keys_equal(&r.key, v));
     volume_record_release(&r);
     return 0;
 }

@@ -49,7 +49,8 @@ static void check_frames(struct view body, const struct segment_extent *x, const
     }
 }
 
-static json_t *of_extent(struct view body, const struct segment_table *t, size_t i) {
+/* bad: one more when its frames are. */
+static json_t *of_extent(struct view body, const struct segment_table *t, size_t i, size_t *bad) {
     const struct segment_extent *x = &t->extents[i];
     json_t *o = json_pack("{s:I,s:I,s:s}", "sector", (json_int_t)x->sector, "count",
                           (json_int_t)x->count, "kind", extent_names[x->kind]);
@@ -60,6 +61,7 @@ static json_t *of_extent(struct view body, const struct segment_table *t, size_t
     for (size_t k = 0; k < extent_frames(x->count); k++)
         stored += t->lens[x->first_len + k];
     check_frames(body, x, t->lens + x->first_len, &e);
+    *bad += e.code != 0;
     json_object_set_new(o, "off", of_u64(x->off));
     json_object_set_new(o, "stored_bytes", of_u64(stored));
     json_object_set_new(o, "frames", json_string(e.code ? e.text : "good"));
@@ -71,7 +73,7 @@ static int describe_segment(struct view body, json_t **ret, struct err *e) {
         [SEGMENT_DATA] = "data", [SEGMENT_FENCE] = "fence", [SEGMENT_MOVED] = "moved"};
     struct segment_meta m;
     struct segment_table t;
-    size_t need;
+    size_t need, bad = 0;
     char hash[33] = "";
     int rc = segment_decode_tail(body, body.len, &m, &t, &need, e);
     if (rc < 0)
@@ -80,7 +82,7 @@ static int describe_segment(struct view body, json_t **ret, struct err *e) {
         snprintf(hash + 2 * i, 3, "%02x", m.volume_hash[i]);
     json_t *extents = json_array();
     for (size_t i = 0; i < t.extent_count; i++)
-        json_array_append_new(extents, of_extent(body, &t, i));
+        json_array_append_new(extents, of_extent(body, &t, i, &bad));
     *ret = json_pack(
         "{s:s,s:s,s:I,s:s,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:o}", "type", "segment", "kind",
         kinds[m.kind], "size_bytes", (json_int_t)body.len, "volume_hash", hash, "publish_epoch",
@@ -88,7 +90,10 @@ static int describe_segment(struct view body, json_t **ret, struct err *e) {
         (json_int_t)m.seq, "nonce", of_id(&m.nonce), "journal", of_id(&m.journal), "last_write",
         (json_int_t)m.last_write, "frame_count", (json_int_t)t.len_count, "extents", extents);
     segment_table_release(&t);
-    return 0;
+    if (bad == 0)
+        return 0;
+    return err_set(e, -ERR_CORRUPT, "the frames of %zu of its %zu extents are damaged", bad,
+                   json_array_size(extents));
 }
 
 /* --- runs --- */

@@ -12,5 +12,6 @@
  *   run       parts, objects, volumes of a map run's index
  *   map part  the entries of its pages; objects by their number in the index
  *   the JSON objects as they are
- * -ERR_CORRUPT: damaged, the text says where; -ERR_UNSUPPORTED; -ERR_INVALID: nothing of ours. */
+ * -ERR_CORRUPT: damaged, the text says where, and *ret is there when it is frames
+ * only (else it is left alone); -ERR_UNSUPPORTED; -ERR_INVALID: nothing of ours. */
 int object_describe(const char *key, struct view body, json_t **ret, struct err *e);

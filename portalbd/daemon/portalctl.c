@@ -5,8 +5,10 @@
  * otherwise the store alone (the catalog) is enough.
  *
  * Results go to stdout, as a table or as JSON; everything else to stderr. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #include "common/fiber.h"
 #include "common/log.h"
@@ -165,6 +167,8 @@ static int exit_code_of(int rc) {
     case ERR_IN_USE:
     case ERR_FENCED:
         return 5;
+    case ERR_CORRUPT:
+        return CTL_EXIT_DAMAGED;
     case ERR_TIMEOUT:
     case ERR_TRANSIENT:
     case ERR_BUSY:
@@ -214,9 +218,17 @@ static void command_fiber(void *arg) {
     loop_stop(c->loop);
 }
 
+/* What is opened later must not become one of the three. Writing to what was closed fails. */
+static void have_stdio(void) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            (void)open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 int main(int argc, char **argv) {
     struct ctl c = {0};
     struct option_args args;
+    have_stdio();
     options_parse_or_exit(&program, argc, argv, &c.config, &args);
     log_init(
         &(struct log_config){.program = "portalctl", .level = (enum log_level)c.config.log_level});
@@ -231,6 +243,8 @@ int main(int argc, char **argv) {
     loop_run(c.loop);
     loop_free(c.loop);
     ctl_print_result(&c);
+    if (c.rc == 0)
+        c.rc = ctl_check_output(&c.e);
     if (c.rc < 0)
         fprintf(stderr, "portalctl: %s\n", c.e.text);
     json_decref(c.result);

@@ -33,9 +33,7 @@ static void on_trouble(void *arg, const struct err *why) {
     fiber_cancel(c->fiber);
 }
 
-int ctl_need_pool(struct ctl *c, struct err *e) {
-    if (c->catalog)
-        return 0;
+int ctl_open_pool(struct ctl *c, struct err *e) {
     struct pool_how how = {.wanted = c->wanted_pool[0] ? c->wanted_pool : NULL,
                            .give_up_us = c->config.timeout_us,
                            .make_folder = c->command == POOL_CREATE,
@@ -45,8 +43,15 @@ int ctl_need_pool(struct ctl *c, struct err *e) {
     if (rc < 0)
         return rc;
     c->catalog = &c->pool.catalog;
-    if (c->command == POOL_CREATE || c->command == POOL_DELETE)
+    return 0;
+}
+
+int ctl_need_pool(struct ctl *c, struct err *e) {
+    if (c->catalog)
         return 0;
+    int rc = ctl_open_pool(c, e);
+    if (rc < 0 || c->command == POOL_CREATE || c->command == POOL_DELETE)
+        return rc;
     struct pool_record record;
     struct pool_create any = {.allow_other_cluster = true};
     rc = catalog_pool_check(c->catalog, &any, &record, e);

@@ -14,8 +14,6 @@
 #include "portalbd/daemon/portalctl_internal.h"
 
 enum {
-    EXIT_DAMAGED = 7,
-    EXIT_LEAKED = 8,
     FINDINGS_MAX = 10000, /* listed in JSON; all are counted */
     PROGRESS_US = 200 * 1000,
 };
@@ -82,16 +80,21 @@ int ctl_fsck(struct ctl *c, struct err *e) {
                      .on_finding = on_finding,
                      .on_progress = on_progress,
                      .arg = &run};
-    struct volume_info info = {0};
-    int rc = c->argv[0] ? ctl_find_volume(c, c->argv[0], &info, e) : ctl_need_pool(c, e);
+    const char *volume = c->argv[0];
+    int rc = ctl_open_pool(c, e); /* what is in it, fsck looks at */
     if (rc < 0)
         return rc;
     f.catalog = c->catalog;
     if (c->config.output == OUTPUT_JSON)
         run.findings = json_array();
-    rc = c->argv[0] ? fsck_volume(&f, info.id, e) : fsck_pool(&f, e);
+    rc = !volume                        ? fsck_pool(&f, e)
+         : ctl_is_id(volume, ID_VOLUME) ? fsck_volume(&f, volume, e)
+                                        : fsck_volume_named(&f, volume, e);
     clear_line(&run);
-    volume_info_release(&info);
+    if (rc < 0 && f.result.volumes == 0 && f.result.damaged == 0) { /* nothing to tell */
+        json_decref(run.findings);
+        return rc;
+    }
     c->result = encode_result(&f.result);
     if (run.findings)
         json_object_set_new(c->result, "findings", run.findings);
@@ -99,9 +102,9 @@ int ctl_fsck(struct ctl *c, struct err *e) {
         ctl_say("%llu volumes changed faster than they could be read; look again",
                 (unsigned long long)f.result.unsettled);
     if (f.result.damaged > 0)
-        c->exit_code = EXIT_DAMAGED;
+        c->exit_code = CTL_EXIT_DAMAGED;
     else if (rc == 0 && (f.result.leaked > 0 || (c->config.garbage && f.result.garbage > 0)))
-        c->exit_code = EXIT_LEAKED;
+        c->exit_code = CTL_EXIT_LEAKED;
     return rc;
 }
 
@@ -122,22 +125,39 @@ static int read_local(const char *path, struct buf *ret, struct err *e) {
     return rc;
 }
 
+/* Only an object of ours lies there. */
+static bool is_our_key(const char *key) {
+    uint64_t n;
+    struct random_id id;
+    bool is_root;
+    char pool[KEY_MAX];
+    key_pool(pool);
+    return strcmp(key, pool) == 0 ||
+           (strchr(key, '/') &&
+            (key_parse_numbered(key, &n) == 0 || key_parse_log(key, &n) == 0 ||
+             key_parse_random(key, &id) == 0 || key_parse_pin(key, &id, &is_root) == 0));
+}
+
 int ctl_inspect(struct ctl *c, struct err *e) {
     const char *key = c->argv[0];
     CLEANUP_BUF struct buf body = {0};
+    bool local = access(key, R_OK) == 0;
     int rc;
-    if (access(key, R_OK) == 0) {
+    if (!key[0])
+        return err_set(e, -ERR_INVALID, "a key is not empty, nor is a file's name");
+    if (local) {
         rc = read_local(key, &body, e);
     } else {
-        rc = ctl_need_pool(c, e);
+        rc = ctl_open_pool(c, e);
         if (rc == 0)
             rc = objstore_get(c->pool.store, key, OBJ_SIZE_MAX, &body, e);
         if (rc == -ERR_NOT_FOUND && c->catalog)
             return err_set(e, rc, "'%s' is neither a file nor a key of the pool", key);
     }
-    if (rc == 0)
+    if (rc == 0) {
         rc = object_describe(key, buf_view(&body), &c->result, e);
-    if (rc == -ERR_CORRUPT)
-        c->exit_code = EXIT_DAMAGED;
+        if (rc == -ERR_INVALID && !local && is_our_key(key))
+            e->code = rc = -ERR_CORRUPT;
+    }
     return rc < 0 ? err_wrap(e, "%s", key) : 0;
 }

@@ -70,6 +70,8 @@ enum ctl_command {
 
 enum { OUTPUT_TABLE, OUTPUT_JSON };
 
+enum { CTL_EXIT_DAMAGED = 7, CTL_EXIT_LEAKED = 8 }; /* the others: portalctl.c */
+
 struct ctl {
     struct ctl_config config;
     enum ctl_command command;
@@ -121,7 +123,9 @@ bool ctl_is_id(const char *text, enum id_kind kind);
 /* Is this the name, or the id, of the volume or snapshot with this id? An id holds the hash of the
  * name. */
 bool ctl_is_named(const char *id, const char *name);
-/* fiber. Opens the pool that the options name, and checks that there is one. */
+/* fiber. Opens the pool that the options name. */
+int ctl_open_pool(struct ctl *c, struct err *e);
+/* fiber. The same, and checks that there is one. */
 int ctl_need_pool(struct ctl *c, struct err *e);
 /* fiber. By name or id. */
 int ctl_find_volume(struct ctl *c, const char *name, struct volume_info *ret, struct err *e);
@@ -192,6 +196,8 @@ void ctl_use_run_pools(struct ctl *c, const char *pool);
 /* --- results --- */
 
 void ctl_print_result(const struct ctl *c);
+/* Has all that was printed arrived? Half a result must not look like a whole one. */
+int ctl_check_output(struct err *e);
 void ctl_format_bytes(uint64_t bytes, char *text, size_t size);
 void ctl_format_time(uint64_t unix_ms, char *text, size_t size); /* UTC */
 /* What is about to be lost: asks on a terminal; elsewhere -ERR_INVALID unless --yes is there.

@@ -1,4 +1,5 @@
 /* portalctl: results as a table or as JSON, on stdout; questions on the terminal. */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,11 +35,19 @@ static bool ends_with(const char *text, const char *end) {
     return n >= k && strcmp(text + n - k, end) == 0;
 }
 
+/* Names and damaged texts may hold line ends, and what terminals obey. */
+static void make_printable(char *text) {
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' || *text == 0x7f)
+            *text = '?';
+}
+
 /* A value as a table shows it. */
 static void format_value(const char *name, const json_t *value, char *text, size_t size) {
     uint64_t number = (uint64_t)json_integer_value(value);
     if (json_is_string(value)) {
         snprintf(text, size, "%s", json_string_value(value)[0] ? json_string_value(value) : "-");
+        make_printable(text);
     } else if (json_is_boolean(value)) {
         snprintf(text, size, "%s", json_is_true(value) ? "yes" : "no");
     } else if (json_is_integer(value) && ends_with(name, "bytes")) {
@@ -113,6 +122,14 @@ void ctl_print_result(const struct ctl *c) {
     } else {
         print_members(c->result, 0);
     }
+}
+
+int ctl_check_output(struct err *e) {
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return 0;
+    return err_set(e, -ERR_IO, "the result could not be printed: %s",
+                   errno ? strerror(errno) : "an earlier write failed");
 }
 
 /* --- questions --- */

@@ -239,6 +239,8 @@ int ctl_volume_delete(struct ctl *c, struct err *e) {
 int ctl_snapshot_create(struct ctl *c, struct err *e) {
     struct volume_info volume;
     struct snapshot_info info;
+    if (!c->argv[1][0])
+        return err_set(e, -ERR_INVALID, "a snapshot needs a name");
     int rc = ctl_find_volume(c, c->argv[0], &volume, e);
     if (rc < 0)
         return rc;

@@ -76,8 +76,10 @@ printf '\xa5' | dd of="$segment" bs=1 seek=3000 conv=notrunc status=none
 exits 7 ctl fsck
 grep -q "^damaged  ${segment#"$pool"/}: .*checksum" "$WORK/out" || fail "$(cat "$WORK/out")"
 exits 0 ctl fsck --quick
-exits 0 ctl inspect "$segment"
+exits 7 ctl inspect "$segment"
 grep -q 'checksum' "$WORK/out" || fail "$(cat "$WORK/out")"
+exits 7 ctl inspect "${segment#"$pool"/}" --json
+result '.type == "segment" and (.extents | length) > 0'
 cp "$WORK/segment" "$segment"
 exits 0 ctl fsck
 
@@ -87,8 +89,43 @@ exits 7 ctl fsck --quick --json
 result ".damaged >= 1 and (.findings[0].key == \"${segment#"$pool"/}\")"
 mv "$WORK/segment" "$segment"
 
-step "an object that nothing needs"
+step "what nothing can be read of is damaged all the same"
+: >"$WORK/empty"
+swap() { mv "$1" "$WORK/aside"; cp "$2" "$1"; }
+back() { mv "$WORK/aside" "$1"; }
+swap "$pool/portalbd.json" "$WORK/empty"
+exits 7 ctl fsck
+grep -q '^damaged  portalbd.json: ' "$WORK/out" || fail "$(cat "$WORK/out")"
+exits 7 ctl inspect portalbd.json
+rm "$pool/portalbd.json"
+exits 7 ctl fsck --json
+result '[.findings[].key] == ["portalbd.json"] and .volumes == 4'
+back "$pool/portalbd.json"
 volume=$(ctl -o json volume show v | jq -r '.id | sub("\\..*"; "")')
+for key in "$pool/volumes/$volume/manifest" "$pool/records/$(printf v | sha256sum | cut -c1-32)"; do
+    newest=$(find "$key" -type f | sort | head -1)
+    swap "$newest" "$WORK/empty"
+    exits 7 ctl fsck v
+    grep -q "^damaged  ${newest#"$pool"/}: " "$WORK/out" || fail "$(cat "$WORK/out" "$WORK/err")"
+    exits 7 ctl volume show v
+    exits 7 ctl inspect "${newest#"$pool"/}"
+    back "$newest"
+done
+exits 3 ctl --store "file://$WORK" fsck
+exits 0 ctl fsck
+
+step "a result that does not arrive is no success; nor are words that mean nothing"
+full() { ctl "$@" >/dev/full; }
+closed() { ctl "$@" >&-; }
+exits 1 full fsck
+exits 1 full volume list
+exits 1 closed fsck
+exits 1 closed inspect portalbd.json
+exits 2 ctl inspect ''
+exits 2 ctl snapshot create v ''
+exits 3 ctl fsck ''
+
+step "an object that nothing needs"
 cp "$segment" "$pool/volumes/$volume/map/0123456789abcdef0123456789abcdef"
 exits 0 ctl fsck
 exits 8 ctl fsck --garbage

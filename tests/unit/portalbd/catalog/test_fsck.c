@@ -117,6 +117,10 @@ static struct fsck_result check(struct pool_fixture *f, const char *volume, bool
     ok(volume ? fsck_volume(&k, volume, &e) : fsck_pool(&k, &e), &e);
     assert_int_equal(l->count, k.result.damaged + k.result.leaked + k.result.garbage);
     assert_int_equal(k.result.unsettled, 0);
+    for (size_t i = 0; i < MIN(l->count, ARRAY_LEN(l->keys)); i++)
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(l->keys[i], l->keys[j]) == 0 && strcmp(l->texts[i], l->texts[j]) == 0)
+                fail_msg("'%s' is told twice: %s", l->keys[i], l->texts[i]);
     return k.result;
 }
 
@@ -359,6 +363,234 @@ static void test_contradictions(void **state) {
     pool_fixture_run(*state, contradictions, *state);
 }
 
+/* --- what a hand can do to a pool --- */
+
+/* What was changed, and what was there before. */
+struct undo {
+    struct pool_fixture *f;
+    char *keys[64];
+    uint8_t *bodies[64]; /* NULL: there was none */
+    size_t lens[64];
+    size_t count;
+};
+
+/* body.data NULL: deletes it. */
+static void set(struct undo *u, const char *key, struct view body) {
+    struct view before;
+    bool there = memory_store_find(u->f->memory, key, &before);
+    assert_true(u->count < ARRAY_LEN(u->keys));
+    u->keys[u->count] = xstrdup(key);
+    u->bodies[u->count] = there ? copy(before) : NULL;
+    u->lens[u->count++] = there ? before.len : 0;
+    if (!body.data)
+        assert_true(memory_store_remove(u->f->memory, u->keys[u->count - 1]));
+    else if (there)
+        memory_store_replace(u->f->memory, key, body);
+    else
+        ok(objstore_put(u->f->store, key, body, NULL, NULL), NULL);
+}
+
+static void undo(struct undo *u) {
+    while (u->count-- > 0) {
+        const char *key = u->keys[u->count];
+        (void)memory_store_remove(u->f->memory, key);
+        if (u->bodies[u->count])
+            ok(objstore_put(u->f->store, key, view_of(u->bodies[u->count], u->lens[u->count]), NULL,
+                            NULL),
+               NULL);
+        free(u->bodies[u->count]);
+        free(u->keys[u->count]);
+    }
+    u->count = 0;
+}
+
+static void set_text(struct undo *u, const char *folder, const char *name, const char *text) {
+    char key[2 * KEY_MAX];
+    snprintf(key, sizeof key, "%s%s", folder, name);
+    set(u, key, view_of_str(text));
+}
+
+static void swap(struct undo *u, const char *a, const char *b) {
+    struct view body;
+    assert_true(memory_store_find(u->f->memory, a, &body));
+    size_t a_len = body.len;
+    CLEANUP_FREE uint8_t *of_a = copy(body);
+    assert_true(memory_store_find(u->f->memory, b, &body));
+    size_t b_len = body.len;
+    CLEANUP_FREE uint8_t *of_b = copy(body);
+    set(u, a, view_of(of_b, b_len));
+    set(u, b, view_of(of_a, a_len));
+}
+
+/* All below a prefix. */
+static void drop(struct undo *u, const char *prefix) {
+    const char *key;
+    struct view body;
+    for (size_t i = 0; memory_store_at(u->f->memory, i, &key, &body);) {
+        if (strncmp(key, prefix, strlen(prefix)) == 0)
+            set(u, key, (struct view){0});
+        else
+            i++;
+    }
+    assert_true(u->count > 0);
+}
+
+/* The n-th key that has both. */
+static char *nth(struct pool_fixture *f, const char *prefix, const char *part, size_t n) {
+    const char *key;
+    struct view body;
+    for (size_t i = 0; memory_store_at(f->memory, i, &key, &body); i++)
+        if (strncmp(key, prefix, strlen(prefix)) == 0 && strstr(key, part) && n-- == 0)
+            return xstrdup(key);
+    fail_msg("no '%s...%s'", prefix, part);
+    return NULL;
+}
+
+/* Undoes it, when the whole pool's check has told this of this key. */
+static void expect(struct undo *u, enum fsck_kind kind, const char *key, const char *text) {
+    static struct findings l;
+    struct fsck_result r = check(u->f, NULL, false, &l);
+    assert_true((kind == FSCK_DAMAGE ? r.damaged : r.leaked) > 0);
+    if (!names(&l, key))
+        fail_msg("'%s' is not told, but '%s': %s", key, l.keys[0], l.texts[0]);
+    told(&l, text);
+    undo(u);
+    assert_int_equal(check(u->f, NULL, true, &l).damaged, 0);
+}
+
+struct folders {
+    char volume[KEY_MAX], records[KEY_MAX], manifests[KEY_MAX];
+    struct volume_key key;
+};
+
+static void find_folders(struct pool_fixture *f, const char *id, struct folders *ret) {
+    struct err e;
+    struct parsed_id p;
+    ok(catalog_parse_id(&f->catalog, ID_VOLUME, id, &p, &e), &e);
+    ret->key = p.key;
+    key_volume_prefix(ret->volume, &p.key);
+    key_manifests_prefix(ret->manifests, &p.key);
+    key_records_prefix(ret->records, p.name_hash);
+}
+
+static void lost(struct undo *u, const struct folders *v, const struct folders *clone) {
+    char key[KEY_MAX];
+    drop(u, v->records); /* the only place that knows of the volume */
+    expect(u, FSCK_LEAK, v->volume, "no record has ever named");
+    drop(u, clone->volume);
+    key_manifest(key, &clone->key, 1);
+    expect(u, FSCK_DAMAGE, key, "has no manifest");
+    key_pool(key);
+    set(u, key, (struct view){0});
+    expect(u, FSCK_DAMAGE, key, "there are volumes");
+    set(u, key, view_of_str("{}"));
+    expect(u, FSCK_DAMAGE, key, "format version");
+
+    /* One bad record keeps nobody from what another one needs. */
+    CLEANUP_FREE char *bad = nth(u->f, "snapshots/", "fffe.json", 0);
+    CLEANUP_FREE char *good = nth(u->f, "snapshots/", "fffe.json", 1);
+    for (int i = 0; i < 2; i++) {
+        struct view body;
+        struct snapshot_record r;
+        struct err e;
+        assert_true(memory_store_find(u->f->memory, i == 0 ? good : bad, &body));
+        ok(snapshot_record_decode(&r, 1, body, &e), &e);
+        key_pin_root(key, &r.source, &r.pin);
+        if (memory_store_find(u->f->memory, key, &body)) { /* not a deleted one's */
+            set(u, i == 0 ? bad : good, view_of_str("{}"));
+            set(u, key, (struct view){0});
+            key_pin_claim(key, &r.source, &r.pin);
+            set(u, key, (struct view){0});
+            key_pin_root(key, &r.source, &r.pin);
+            expect(u, FSCK_DAMAGE, key, "it is lost; snapshot");
+        }
+        snapshot_record_release(&r);
+    }
+}
+
+static void misplaced(struct undo *u, const struct folders *v, const struct folders *clone) {
+    char key[2 * KEY_MAX];
+    set_text(u, v->manifests, "0", "?");
+    snprintf(key, sizeof key, "%s0", v->manifests);
+    expect(u, FSCK_DAMAGE, key, "hides the newest");
+    set_text(u, v->records, "0", "?");
+    snprintf(key, sizeof key, "%s0", v->records);
+    expect(u, FSCK_DAMAGE, key, "hides the newest");
+
+    char first[KEY_MAX], other[KEY_MAX];
+    key_manifest(first, &v->key, 1);
+    key_manifest(other, &clone->key, 1);
+    swap(u, first, other);
+    expect(u, FSCK_DAMAGE, first, "of another volume");
+    CLEANUP_FREE char *claim = nth(u->f, v->volume, ".claim", 0);
+    CLEANUP_FREE char *another = nth(u->f, v->volume, ".claim", 1);
+    swap(u, claim, another);
+    expect(u, FSCK_DAMAGE, claim, "another pin's");
+}
+
+/* The newest run's index. */
+static void newest_index(struct pool_fixture *f, const struct volume_key *v, char ret[KEY_MAX]) {
+    struct err e;
+    struct manifest m;
+    ok(manifest_newest(f->store, v, &m, &e), &e);
+    assert_true(m.root.run_count > 0 && m.root.runs[0].index.volume == 0);
+    key_map(ret, v, &m.root.runs[0].index.id);
+    manifest_release(&m);
+}
+
+static void by_hand(void *arg) {
+    struct pool_fixture *f = arg;
+    struct undo u = {.f = f};
+    struct story s;
+    struct folders v, clone, twins[2];
+    struct err e;
+    static struct findings l;
+    char a[KEY_MAX], b[KEY_MAX], id[ID_MAX];
+    tell(f, &s);
+    find_folders(f, s.volume, &v);
+    find_folders(f, s.clone, &clone);
+    lost(&u, &v, &clone);
+    misplaced(&u, &v, &clone);
+
+    /* Indexes that differ in nothing but the volume that they are about. */
+    for (size_t i = 0; i < 2; i++) {
+        create(f, i == 0 ? "twin-0" : "twin-1", NULL, id);
+        write_volume(f, id, 1);
+        find_folders(f, id, &twins[i]);
+    }
+    newest_index(f, &twins[0].key, a);
+    newest_index(f, &twins[1].key, b);
+    swap(&u, a, b);
+    expect(&u, FSCK_DAMAGE, a, "a run about volume");
+    newest_index(f, &v.key, b);
+    swap(&u, a, b);
+    expect(&u, FSCK_DAMAGE, a, "a root that names it says");
+
+    /* By name, also when its record says nothing any more. */
+    struct fsck k = {.catalog = &f->catalog, .on_finding = on_finding, .arg = &l};
+    memset(&l, 0, sizeof l);
+    ok(fsck_volume_named(&k, "v", &e), &e);
+    assert_int_equal(k.result.damaged, 0);
+    assert_int_equal(k.result.volumes, 1);
+    assert_int_equal(fsck_volume_named(&k, "none", &e), -ERR_NOT_FOUND);
+    CLEANUP_FREE char *record = nth(f, v.records, "", 0);
+    set(&u, record, view_of_str("{}"));
+    ok(fsck_volume_named(&k, "v", &e), &e);
+    assert_int_equal(k.result.damaged, 1);
+    assert_true(names(&l, record));
+    undo(&u);
+    k.result.damaged = 0;
+    CLEANUP_FREE char *manifest = nth(f, v.manifests, "", 0);
+    set(&u, manifest, view_of_str("{}"));
+    ok(fsck_volume(&k, s.volume, &e), &e);
+    assert_int_equal(k.result.damaged, 1);
+    undo(&u);
+}
+
+static void test_by_hand(void **state) {
+    pool_fixture_run(*state, by_hand, *state);
+}
+
 /* --- any object, readable --- */
 
 static void described(void *arg) {
@@ -384,6 +616,17 @@ static void described(void *arg) {
         if (rc == 0)
             fail_msg("%s: damaged and described", key);
     }
+
+    /* A segment with a bad frame: the frame is named, the rest is there. */
+    for (size_t i = 0; memory_store_at(f->memory, i, &key, &body); i++)
+        if (strstr(key, "/log/") && body.len > SEGMENT_FENCE_SIZE)
+            break;
+    CLEANUP_FREE uint8_t *bad = copy(body);
+    bad[110] ^= 0x04;
+    o = NULL;
+    assert_int_equal(object_describe(key, view_of(bad, body.len), &o, &e), -ERR_CORRUPT);
+    assert_string_equal(json_string_value(json_object_get(o, "type")), "segment");
+    json_decref(o);
     assert_int_equal(object_describe("x", view_of_str("what is this"), &o, &e), -ERR_INVALID);
     assert_int_equal(object_describe("x", view_of_str(""), &o, &e), -ERR_INVALID);
     assert_int_equal(object_describe("x", view_of_str("{}"), &o, &e), -ERR_INVALID);
@@ -508,6 +751,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_healthy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_every_object, setup, teardown),
         cmocka_unit_test_setup_teardown(test_contradictions, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_by_hand, setup, teardown),
         cmocka_unit_test_setup_teardown(test_described, setup, teardown),
         cmocka_unit_test_setup_teardown(test_many_deleted, setup, teardown),
         cmocka_unit_test(test_live),
