@@ -17,19 +17,21 @@ void manifest_release(struct manifest *m) {
     *m = (struct manifest){0};
 }
 
-void manifest_copy(struct manifest *to, const struct manifest *from) {
-    *to = *from;
-    root_copy(&to->root, &from->root);
-    to->held_pins = NULL;
-    to->condemned = NULL;
-    if (from->held_pin_count > 0) {
-        to->held_pins = xcalloc(from->held_pin_count, sizeof *to->held_pins);
-        memcpy(to->held_pins, from->held_pins, from->held_pin_count * sizeof *to->held_pins);
+struct manifest manifest_next(const struct manifest *m) {
+    struct manifest next = *m;
+    next.number++;
+    root_copy(&next.root, &m->root);
+    next.held_pins = NULL;
+    next.condemned = NULL;
+    if (m->held_pin_count > 0) {
+        next.held_pins = xcalloc(m->held_pin_count, sizeof *next.held_pins);
+        memcpy(next.held_pins, m->held_pins, m->held_pin_count * sizeof *next.held_pins);
     }
-    if (from->condemned_count > 0) {
-        to->condemned = xcalloc(from->condemned_count, sizeof *to->condemned);
-        memcpy(to->condemned, from->condemned, from->condemned_count * sizeof *to->condemned);
+    if (m->condemned_count > 0) {
+        next.condemned = xcalloc(m->condemned_count, sizeof *next.condemned);
+        memcpy(next.condemned, m->condemned, m->condemned_count * sizeof *next.condemned);
     }
+    return next;
 }
 
 /* --- manifests --- */

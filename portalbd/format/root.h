@@ -80,7 +80,8 @@ struct manifest {
     size_t condemned_count;
 };
 void manifest_release(struct manifest *m);
-void manifest_copy(struct manifest *to, const struct manifest *from);
+/* A copy under the next number, owned by the caller: to be changed and put. */
+struct manifest manifest_next(const struct manifest *m);
 /* -ERR_OVERLOAD when it would be larger than MANIFEST_SIZE_MAX. */
 int manifest_encode(struct buf *out, const struct manifest *m, struct err *e);
 int manifest_decode(struct manifest *ret, uint64_t number, struct view in, struct err *e);

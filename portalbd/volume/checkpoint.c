@@ -51,14 +51,6 @@ int volume_check_newest(struct volume *v, struct err *e) {
     return rc;
 }
 
-/* A copy of the newest manifest, to be changed and put. */
-static struct manifest next_manifest(struct volume *v) {
-    struct manifest m;
-    manifest_copy(&m, &v->manifest);
-    m.number++;
-    return m;
-}
-
 /* fiber. The frozen generation becomes a run. Without entries there is none: ret_run->entry_count
  * is 0, *ret_reader is NULL. */
 static int write_run(struct volume *v, struct root_run *ret_run, struct run_reader **ret_reader,
@@ -108,7 +100,7 @@ static bool nothing_to_do(const struct volume *v) {
 /* fiber; both mutexes held. Takes reader over. */
 static int put_checkpoint(struct volume *v, struct root_run *run, struct run_reader *reader,
                           struct err *e) {
-    struct manifest m = next_manifest(v);
+    struct manifest m = manifest_next(&v->manifest);
     m.root.tail_count = 0;
     m.root.next_seq = v->frozen_last_seq + 1;
     if (!random_id_is_zero(&m.journal))
@@ -213,7 +205,7 @@ int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e) {
         return err_set(e, -ERR_CANCELLED, "growing was cancelled");
     int rc = 0;
     if (size_bytes > v->size_bytes) {
-        struct manifest m = next_manifest(v);
+        struct manifest m = manifest_next(&v->manifest);
         m.size_bytes = size_bytes;
         rc = manifest_advance(v, &m, e);
         if (rc == 0)
@@ -231,7 +223,7 @@ int volume_grow(struct volume *v, uint64_t size_bytes, struct err *e) {
 static int put_closed(struct volume *v, struct err *e) {
     if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
         return err_set(e, -ERR_CANCELLED, "closing was cancelled");
-    struct manifest m = next_manifest(v);
+    struct manifest m = manifest_next(&v->manifest);
     m.closed = true;
     int rc = manifest_advance(v, &m, e);
     fiber_mutex_unlock(&v->manifest_mutex);

@@ -15,7 +15,7 @@
 
 #include "common/mutant.h"
 #include "portalbd/volume/flatten.h"
-#include "portalbd/volume/run_writer.h"
+#include "portalbd/volume/moving.h"
 
 enum {
     GETS_AT_ONCE = 8,
@@ -105,17 +105,8 @@ static int put_object(struct flatten *f, struct err *e) {
         v->stats.gc_bytes_moved += size;
         f->batch_bytes += size;
     }
-    for (size_t i = 0; rc == 0 && i < f->table.extent_count; i++) {
-        const struct segment_extent *x = &f->table.extents[i];
-        struct map_entry entry = {.sector = x->sector,
-                                  .count = x->count,
-                                  .kind = EXTENT_DATA,
-                                  .len_count = (uint16_t)extent_frames(x->count),
-                                  .off = x->off,
-                                  .ref = {.kind = OBJ_MOVED, .id = n.id},
-                                  .lens = f->table.lens + x->first_len};
-        rc = run_writer_add(f->writer, &entry, &v->config.key, e);
-    }
+    if (rc == 0)
+        rc = moving_add_places(f->writer, &v->config.key, &n.id, &f->table, e);
     object_reset(f);
     return rc;
 }
@@ -225,7 +216,6 @@ static int walk(struct flatten *f, uint64_t *sector, bool *ret_end, struct err *
 static int install(struct flatten *f, bool *ret_moved, struct err *e) {
     struct volume *v = f->v;
     struct root_run run = {0};
-    struct manifest next;
     int rc = run_writer_finish(f->writer, &run, e);
     if (rc < 0 || run.entry_count == 0)
         return rc;
@@ -233,8 +223,7 @@ static int install(struct flatten *f, bool *ret_moved, struct err *e) {
         return err_set(e, -ERR_CANCELLED, "flattening was cancelled");
     rc = fiber_mutex_lock(v->env, &v->manifest_mutex);
     if (rc == 0) {
-        manifest_copy(&next, &v->manifest);
-        next.number++;
+        struct manifest next = manifest_next(&v->manifest);
         run.age = MUTANT("flatten-on-top") ? next.root.runs[0].age : f->age; /* I1 */
         rc = run_list_insert(v, &next, &run, run_writer_reader(f->writer, v->pages), e);
         fiber_mutex_unlock(&v->manifest_mutex);

@@ -68,9 +68,7 @@ static int put_condemning(struct gc *g, struct err *e) {
         return err_set(e, -ERR_CANCELLED, "GC was cancelled");
     int rc = 0;
     if (!already_condemned(g)) {
-        struct manifest m;
-        manifest_copy(&m, &v->manifest);
-        m.number++;
+        struct manifest m = manifest_next(&v->manifest);
         g->condemning = true;
         rc = manifest_advance(v, &m, e); /* calls gc_fill_manifest */
         g->condemning = false;

@@ -51,9 +51,7 @@ static int forget_pins(struct gc *g, struct err *e) {
     struct volume *v = g->v;
     if (fiber_mutex_lock(v->env, &v->manifest_mutex) < 0)
         return err_set(e, -ERR_CANCELLED, "GC was cancelled");
-    struct manifest m;
-    manifest_copy(&m, &v->manifest);
-    m.number++;
+    struct manifest m = manifest_next(&v->manifest);
     m.held_pin_count = 0;
     m.depth = 0;
     m.root.volume_count = 1; /* nothing names the others: gc_needs_others */

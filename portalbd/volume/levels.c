@@ -240,9 +240,7 @@ static int merge_install(struct volume *v, struct merge *m, struct root_run *run
     if (m->stop)
         return err_set(e, -ERR_CANCELLED, "the merge was cancelled");
     size_t pos = merge_position(v, m);
-    struct manifest next;
-    manifest_copy(&next, &v->manifest);
-    next.number++;
+    struct manifest next = manifest_next(&v->manifest);
     run->age = next.root.runs[pos].age;
     struct run_reader *result = m->result;
     m->result = NULL;

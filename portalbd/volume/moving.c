@@ -330,9 +330,7 @@ static void look_into_cache(struct move *m) {
 /* fiber; both mutexes held. */
 static int put_moved(struct move *m, struct root_run *run, struct err *e) {
     struct volume *v = m->v;
-    struct manifest next;
-    manifest_copy(&next, &v->manifest);
-    next.number++;
+    struct manifest next = manifest_next(&v->manifest);
     struct root *root = &next.root;
     root->evacuated = xrealloc(root->evacuated,
                                (root->evacuated_count + m->victim_count) * sizeof *root->evacuated);

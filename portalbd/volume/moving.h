@@ -36,3 +36,8 @@ struct sector_range {
 int moving_find_live(struct live_pieces *ret, struct gc *g, const struct gc_snapshot *root,
                      const struct sector_range *ranges, size_t range_count,
                      const struct object_name *victims, size_t victim_count, struct err *e);
+
+/* fiber. Adds to a run where the data of a moved object of volume `own` is; the entries of its
+ * table follow what the run has in the order of sectors. */
+int moving_add_places(struct run_writer *w, const struct volume_key *own,
+                      const struct random_id *id, const struct segment_table *t, struct err *e);

@@ -135,19 +135,19 @@ static size_t pieces_of_object(const struct live_piece *p, size_t count) {
     return n;
 }
 
-/* fiber. Its places go into the run. */
-static int add_places(struct move *m, const struct moved_build *b, struct err *e) {
+int moving_add_places(struct run_writer *w, const struct volume_key *own,
+                      const struct random_id *id, const struct segment_table *t, struct err *e) {
     int rc = 0;
-    for (size_t i = 0; rc == 0 && i < b->table.extent_count; i++) {
-        const struct segment_extent *x = &b->table.extents[i];
+    for (size_t i = 0; rc == 0 && i < t->extent_count; i++) {
+        const struct segment_extent *x = &t->extents[i];
         struct map_entry entry = {.sector = x->sector,
                                   .count = x->count,
                                   .kind = EXTENT_DATA,
                                   .len_count = (uint16_t)extent_frames(x->count),
                                   .off = x->off,
-                                  .ref = {.kind = OBJ_MOVED, .id = b->name.id},
-                                  .lens = b->table.lens + x->first_len};
-        rc = run_writer_add(m->writer, &entry, &m->v->config.key, e);
+                                  .ref = {.kind = OBJ_MOVED, .id = *id},
+                                  .lens = t->lens + x->first_len};
+        rc = run_writer_add(w, &entry, own, e);
     }
     return rc;
 }
@@ -190,7 +190,9 @@ static int write_some(struct move *m, struct moved_build *builds, size_t count, 
         return err_set(e, -ERR_CANCELLED, "moving was cancelled");
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < count; i++)
-        rc = builds[i].rc < 0 ? err_copy(e, &builds[i].err) : add_places(m, &builds[i], e);
+        rc = builds[i].rc < 0 ? err_copy(e, &builds[i].err)
+                              : moving_add_places(m->writer, &m->v->config.key, &builds[i].name.id,
+                                                  &builds[i].table, e);
     return rc;
 }
 

@@ -86,8 +86,10 @@ static void test_manifest(void **state) {
     assert_true(obj_ref_equal(&back.root.evacuated[1], &m.root.evacuated[1]));
     assert_true(random_id_equal(&back.held_pins[0].pin, &m.held_pins[0].pin));
     assert_true(back.condemned[0].count == 99 && back.condemned[1].kind == OBJ_MAP);
-    manifest_copy(&copy, &back);
+    copy = manifest_next(&back);
     manifest_release(&back);
+    assert_true(copy.number == m.number + 1);
+    copy.number--;
     assert_int_equal(manifest_encode(&b, &copy, NULL), 0);
     assert_true(view_equal(buf_view(&a), buf_view(&b)));
     manifest_release(&copy);

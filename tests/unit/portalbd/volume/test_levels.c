@@ -138,9 +138,7 @@ static void insert_zero(struct world *w, uint64_t block, uint64_t age) {
     ok(run_writer_finish(writer, &run, &e), &e);
     run.age = age;
     lock_both(w);
-    struct manifest m;
-    manifest_copy(&m, &v->manifest);
-    m.number++;
+    struct manifest m = manifest_next(&v->manifest);
     ok(run_list_insert(v, &m, &run, run_writer_reader(writer, v->pages), &e), &e);
     unlock_both(w);
     run_writer_free(writer);
