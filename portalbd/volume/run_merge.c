@@ -31,6 +31,7 @@ enum {
     READ_AHEAD_BYTES = 4 * 1024 * 1024, /* of all sources together; as much is on its way */
     READ_AHEAD_MIN = 8,                 /* pages of each */
     PARTS_LARGE = 2,                    /* a bottom of fewer parts is a source like the others */
+    FREE_INLINE_MAX = 8 * 1024 * 1024,  /* bytes of pages; the memory of larger ones: a job */
 };
 
 enum walk_result { AGAIN, DONE, NEEDS_PAGES, NEEDS_ROOM, NEEDS_PART };
@@ -71,6 +72,8 @@ struct merge {
     size_t count;
     struct source *bottom; /* of the same array, behind the first `count`; NULL: none is special */
     struct run_writer *writer; /* owned */
+    struct env *env;
+    uint64_t bytes; /* of the sources' pages */
     struct fiber_group loading;
     bool drops_holes;
     uint64_t at;           /* everything before this sector is merged */
@@ -81,7 +84,8 @@ struct merge {
     int rc; /* of the job: walk_result or an error */
 };
 
-static void merge_release(struct merge *m) {
+static void free_all(void *arg) {
+    struct merge *m = arg;
     for (size_t i = 0; i < m->count + (m->bottom ? 1 : 0); i++) {
         run_iter_release(&m->sources[i].iter);
         free(m->sources[i].ahead.pages);
@@ -90,6 +94,14 @@ static void merge_release(struct merge *m) {
     free(m->sources);
     if (m->writer)
         run_writer_free(m->writer);
+}
+
+/* fiber. To give large arrays back to the system takes a while. */
+static void merge_release(struct merge *m) {
+    if (m->bytes <= FREE_INLINE_MAX)
+        free_all(m);
+    else
+        fiber_run_job(m->env, free_all, m);
 }
 
 /* --- the walk, on a worker --- */
@@ -328,6 +340,7 @@ struct preparation {
     struct merge *merge;
     struct run_reader *const *sources;
     size_t count;
+    bool may_reuse;   /* parts of the last source */
     struct root root; /* volumes and evacuated objects, sorted; owned */
 };
 
@@ -368,9 +381,21 @@ static uint32_t *make_numbers(const struct run_index *x, const struct root *root
     return numbers;
 }
 
+/* Are parts of it worth being named again? Not when most numbers of its objects are free. */
+static bool is_large(const struct run_index *x) {
+    size_t taken = 0;
+    for (size_t i = 0; i < x->usage_count; i++)
+        taken += !run_usage_is_free(&x->usage[i]);
+    return x->part_count >= PARTS_LARGE && taken >= x->usage_count / 2;
+}
+
 static void prepare(void *arg) {
     struct preparation *p = arg;
     struct merge *m = p->merge;
+    if (p->may_reuse && is_large(run_reader_index(p->sources[p->count - 1]))) {
+        m->bottom = &m->sources[--m->count];
+        m->bottom->behind = true;
+    }
     if (p->root.evacuated_count > 0)
         qsort(p->root.evacuated, p->root.evacuated_count, sizeof *p->root.evacuated, compare_refs);
     size_t pages = READ_AHEAD_BYTES / RUN_PAGE_SIZE / p->count;
@@ -395,14 +420,6 @@ static uint64_t pages_bytes(struct run_reader *const *sources, size_t count) {
     return pages * RUN_PAGE_SIZE;
 }
 
-/* Are parts of it worth being named again? Not when most numbers of its objects are free. */
-static bool is_large(const struct run_index *x) {
-    size_t taken = 0;
-    for (size_t i = 0; i < x->usage_count; i++)
-        taken += !run_usage_is_free(&x->usage[i]);
-    return x->part_count >= PARTS_LARGE && taken >= x->usage_count / 2;
-}
-
 int run_merge(const struct run_merge_options *o, struct run_reader *const *sources,
               size_t source_count, struct root_run *ret_run, struct run_reader **ret_reader,
               struct run_merge_stats *stats, struct err *e) {
@@ -411,24 +428,22 @@ int run_merge(const struct run_merge_options *o, struct run_reader *const *sourc
     struct run_merge_stats none;
     stats = stats ? stats : &none;
     *stats = (struct run_merge_stats){0};
-    struct run_reader *last = sources[source_count - 1];
-    bool level =
-        o->bottom && !o->own_parts_only && source_count > 1 && is_large(run_reader_index(last));
     CLEANUP(merge_release)
     struct merge m = {
         .sources = xcalloc(source_count, sizeof *m.sources),
-        .count = source_count - (level ? 1 : 0),
+        .count = source_count,
         .writer = run_writer_new(o->env, o->store, &o->own, o->shape),
+        .env = o->env,
+        .bytes = pages_bytes(sources, source_count),
         .drops_holes = o->bottom || MUTANT("merge-drops-holes"),
     };
-    if (level) {
-        m.bottom = &m.sources[m.count];
-        m.bottom->behind = true;
-    }
     CLEANUP(preparation_release)
-    struct preparation p = {.merge = &m, .sources = sources, .count = source_count};
+    struct preparation p = {.merge = &m,
+                            .sources = sources,
+                            .count = source_count,
+                            .may_reuse = o->bottom && !o->own_parts_only && source_count > 1};
     keep_evacuated(&p, o->evacuates);
-    run_writer_expect(m.writer, pages_bytes(sources, source_count));
+    run_writer_expect(m.writer, m.bytes);
     fiber_run_job(o->env, prepare, &p);
     fiber_group_init(&m.loading, o->env);
     int rc = drive(&m, o, stats, e);

@@ -10,7 +10,7 @@
 
 #include <stdlib.h>
 
-enum { DECODE_INLINE_MAX = 64 * 1024 }; /* bytes of an index; larger ones are a job */
+enum { DECODE_INLINE_MAX = 64 * 1024 }; /* bytes of an index or of shares; more are a job */
 
 struct run_reader {
     struct env *env;
@@ -306,6 +306,19 @@ int run_iter_next(struct run_iter *it, struct err *e) {
     return rc;
 }
 
+struct shares_job {
+    struct view in;
+    struct run_share *shares; /* the caller's */
+    size_t count;
+    struct err why;
+    int rc;
+};
+
+static void decode_shares(void *arg) {
+    struct shares_job *job = arg;
+    job->rc = run_shares_decode(&job->shares, &job->count, job->in, &job->why);
+}
+
 int run_reader_shares(struct run_reader *r, size_t part, struct run_share **ret, size_t *ret_count,
                       struct err *e) {
     CHECK(part < r->index.part_count);
@@ -317,19 +330,19 @@ int run_reader_shares(struct run_reader *r, size_t part, struct run_share **ret,
     int rc = objstore_get_range(r->store, key, off, p->shares_len, &body, e);
     if (rc < 0)
         return rc;
-    struct err why = {0};
-    size_t count = 0;
-    struct run_share *shares = NULL;
+    struct shares_job job = {.in = buf_view(&body)};
     if (body.len != p->shares_len)
-        rc = err_set(&why, -ERR_CORRUPT, "%zu bytes of shares instead of %u", body.len,
-                     p->shares_len);
+        job.rc = err_set(&job.why, -ERR_CORRUPT, "%zu bytes of shares instead of %u", body.len,
+                         p->shares_len);
+    else if (body.len <= DECODE_INLINE_MAX)
+        decode_shares(&job);
     else
-        rc = run_shares_decode(&shares, &count, buf_view(&body), &why);
-    if (rc < 0) {
-        err_wrap(&why, "'%s'", key);
-        return err_copy(e, &why);
+        fiber_run_job(r->env, decode_shares, &job);
+    if (job.rc < 0) {
+        err_wrap(&job.why, "'%s'", key);
+        return err_copy(e, &job.why);
     }
-    *ret = shares;
-    *ret_count = count;
+    *ret = job.shares;
+    *ret_count = job.count;
     return 0;
 }

@@ -32,8 +32,9 @@ enum {
     PART_SMALL = 4, /* a part of less than one in so many of the size is small */
     PARTS_FREE = 4, /* the first quarter of the parts may be as small as that, the rest must not */
     PARTS_MANY = 2, /* would it be half as many as there may be, they become larger: */
-    LARGER_OF_8 = 21,             /* eighths of their size */
-    ENCODE_INLINE_MAX = 8 * 1024, /* objects and pages of an index or part; else it is a job */
+    LARGER_OF_8 = 21,      /* eighths of their size */
+    INLINE_MAX = 8 * 1024, /* objects and pages to work on at once; more are a job */
+    COPY_COST = 64,        /* ... a page that is copied counts as so many */
 };
 _Static_assert(PART_SIZE_DEFAULT / 8 * LARGER_OF_8 / 2 * 3 + 8 * RUN_PAGE_SIZE <=
                    (int)RUN_PART_SIZE_MAX,
@@ -147,6 +148,14 @@ void run_writer_inherit(struct run_writer *w, struct run_reader *base) {
     w->base = base;
     w->reused = xcalloc(MAX(run_reader_index(base)->part_count, 1), sizeof *w->reused);
     usage_table_inherit(&w->table, run_reader_index(base));
+}
+
+/* fiber. Does what is a matter of so many objects and pages, on a worker if they are many. */
+static void do_work(struct run_writer *w, size_t count, void (*fn)(void *arg), void *arg) {
+    if (count <= INLINE_MAX)
+        fn(arg);
+    else
+        fiber_run_job(w->env, fn, arg);
 }
 
 /* --- charges --- */
@@ -277,10 +286,7 @@ static int store_part(struct run_writer *w, struct err *e) {
     key_map(key, &w->own, &p->ref.id);
     struct encode_charges_job job = {
         .charges = &c->charges, .usage = w->index.usage, .out = &c->pages};
-    if (c->charges.count <= ENCODE_INLINE_MAX)
-        encode_charges(&job);
-    else
-        fiber_run_job(w->env, encode_charges, &job);
+    do_work(w, c->charges.count, encode_charges, &job);
     p->first_sector = c->page_first[0];
     p->last_sector = c->end - 1;
     p->sectors = c->sectors;
@@ -313,7 +319,8 @@ int run_writer_store(struct run_writer *w, struct err *e) {
 }
 
 /* Both chunks become one. */
-static void join_chunks(struct run_writer *w) {
+static void join_chunks(void *arg) {
+    struct run_writer *w = arg;
     struct chunk *to = &w->chunks[0], *from = &w->chunks[1];
     for (size_t i = 0; i < from->page_count; i++)
         chunk_add_page(to, from->pages.data + i * RUN_PAGE_SIZE, from->page_first[i]);
@@ -418,7 +425,8 @@ static int flush_all(struct run_writer *w, struct err *e) {
         page_flush(w);
     if (w->chunks[0].page_count == 0)
         return 0;
-    join_chunks(w);
+    const struct chunk *second = &w->chunks[1];
+    do_work(w, second->page_count * COPY_COST + second->charges.count, join_chunks, w);
     return store_part(w, e);
 }
 
@@ -461,13 +469,37 @@ int run_writer_reuse(struct run_writer *w, size_t part, struct err *e) {
     return 0;
 }
 
+struct discharge_job {
+    struct run_writer *w;
+    const struct run_share *shares; /* NULL: all that the base charged */
+    size_t count;
+    struct err *e;
+    int rc;
+};
+
 /* Less of what the base charged. What it says there was is another's word: checked. */
-static int discharge(struct run_writer *w, uint32_t number, uint64_t bytes, struct err *e) {
-    if (number >= w->index.usage_count || w->index.usage[number].bytes < bytes)
-        return err_set(e, -ERR_CORRUPT, "map run: its parts take more of object %u than it says",
-                       number);
-    w->index.usage[number].bytes -= bytes;
-    return 0;
+static void discharge(void *arg) {
+    struct discharge_job *job = arg;
+    struct run_index *x = &job->w->index;
+    const struct run_usage *base = run_reader_index(job->w->base)->usage;
+    for (size_t i = 0; i < job->count; i++) {
+        uint32_t number = job->shares ? job->shares[i].number : (uint32_t)i;
+        uint64_t bytes = job->shares ? job->shares[i].bytes : base[i].bytes;
+        if (number >= x->usage_count || x->usage[number].bytes < bytes) {
+            job->rc = err_set(job->e, -ERR_CORRUPT,
+                              "map run: its parts take more of object %u than it says", number);
+            return;
+        }
+        x->usage[number].bytes -= bytes;
+    }
+}
+
+static int discharge_shares(struct run_writer *w, const struct run_share *shares, size_t count,
+                            struct err *e) {
+    struct err why = {0};
+    struct discharge_job job = {.w = w, .shares = shares, .count = count, .e = &why};
+    do_work(w, count, discharge, &job);
+    return job.rc < 0 ? err_copy(e, &why) : 0;
 }
 
 static int discharge_part(struct run_writer *w, size_t part, struct err *e) {
@@ -476,8 +508,7 @@ static int discharge_part(struct run_writer *w, size_t part, struct err *e) {
     int rc = run_reader_shares(w->base, part, &shares, &count, e);
     if (rc < 0)
         return rc;
-    for (size_t i = 0; rc == 0 && i < count; i++)
-        rc = discharge(w, shares[i].number, shares[i].bytes, e);
+    rc = discharge_shares(w, shares, count, e);
     free(shares);
     return rc;
 }
@@ -488,11 +519,8 @@ static int discharge_base(struct run_writer *w, struct err *e) {
     int rc = 0;
     if (MUTANT("merge-keeps-usage"))
         return 0;
-    if (w->reused_count == 0) { /* all of it, then: no need to ask each part */
-        for (size_t i = 0; rc == 0 && i < x->usage_count; i++)
-            rc = discharge(w, (uint32_t)i, x->usage[i].bytes, e);
-        return rc;
-    }
+    if (w->reused_count == 0) /* all of it, then: no need to ask each part */
+        return discharge_shares(w, NULL, x->usage_count, e);
     for (size_t i = 0; rc == 0 && i < x->part_count; i++)
         if (!w->reused[i] || MUTANT("merge-discharges-reused"))
             rc = discharge_part(w, i, e);
@@ -525,10 +553,7 @@ static int index_store(struct run_writer *w, struct root_run *ret_run, struct er
     struct err why = {0};
     struct encode_job job = {.table = &w->table, .index = &w->index, .out = &body, .e = &why};
     size_t pages = (size_t)(w->stored_bytes / RUN_PAGE_SIZE);
-    if (w->index.usage_count + pages <= ENCODE_INLINE_MAX)
-        encode(&job);
-    else
-        fiber_run_job(w->env, encode, &job);
+    do_work(w, w->index.usage_count + pages, encode, &job);
     if (job.rc < 0)
         return err_copy(e, &why);
     CHECK(w->index.part_count > 0 && w->index.entry_count > 0);

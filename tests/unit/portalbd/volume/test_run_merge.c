@@ -330,10 +330,38 @@ static void merge_many(void *arg) {
     }
 }
 
+enum { ENTRIES = 150000 };
+
+/* A run of ENTRIES extents, each in an object of its own, becomes one of `kept`: of each of the
+ * other objects all is given back. So many of them are a worker's work. */
+static void cut_many(struct fixture *f, struct run_reader *r, uint64_t kept, bool reuses) {
+    struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){0});
+    struct map_entry m = {.sector = kept * EXTENT_SECTORS_MAX,
+                          .count = (ENTRIES - kept) * EXTENT_SECTORS_MAX,
+                          .kind = EXTENT_HOLE};
+    struct root_run run;
+    assert_int_equal(run_writer_add(w, &m, NULL, NULL), 0);
+    assert_int_equal(run_writer_finish(w, &run, NULL), 0);
+    run_writer_free(w);
+    struct run_reader *upper = open_reader(f, &run), *runs[] = {upper, r};
+    struct run_merge_options o = options(f, true);
+    struct run_merge_stats stats;
+    o.shape = (struct run_shape){0};
+    assert_int_equal(run_merge(&o, runs, 2, &run, NULL, &stats, NULL), 0);
+    assert_int_equal(stats.parts_reused > 0, reuses);
+    assert_int_equal(run.entry_count, kept);
+    struct run_reader *merged = open_reader(f, &run);
+    const struct run_index *before = run_reader_index(r), *x = run_reader_index(merged);
+    assert_int_equal(x->usage_count, kept);
+    for (size_t i = 0; i < kept; i++)
+        assert_int_equal(x->usage[i].bytes, before->usage[i].bytes);
+    run_reader_unref(merged);
+    run_reader_unref(upper);
+}
+
 /* More than one part; entries that nothing can join. */
 static void several_parts(void *arg) {
     struct fixture *f = arg;
-    enum { ENTRIES = 150000 };
     struct run_writer *w = run_writer_new(f->env, f->store, &f->keys[0], (struct run_shape){0});
     uint16_t lens[EXTENT_FRAMES_MAX];
     for (size_t i = 0; i < EXTENT_FRAMES_MAX; i++)
@@ -368,6 +396,8 @@ static void several_parts(void *arg) {
         assert_true(it.entry.ref.seq == i + 1);
     }
     run_iter_release(&it);
+    cut_many(f, r, ENTRIES * 2 / 3, true);
+    cut_many(f, r, ENTRIES / 10, false);
     run_reader_unref(r);
 }
 
