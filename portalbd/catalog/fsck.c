@@ -126,6 +126,8 @@ static int check_record(struct fsck *f, const struct record_check *how, struct f
                         struct err *e) {
     CLEANUP_BUF struct buf body = {0};
     const char *start = strchr(r->key, '/') + 1;
+    if (f->on_progress)
+        f->on_progress(f->arg, &f->result, how->root);
     snprintf(r->hash, sizeof r->hash, "%.*s", (int)(strrchr(r->key, '/') - start), start);
     int rc = fsck_get(f, r->key, RECORD_SIZE_MAX, &body, e);
     r->body = buf_view(&body);
@@ -322,6 +324,8 @@ struct volume_check {
 
 static void check_one_volume(void *arg) {
     struct volume_check *c = arg;
+    if (c->f->on_progress)
+        c->f->on_progress(c->f->arg, &c->f->result, c->volume.text);
     c->rc = check_against_record(c->f, &c->volume, &c->err);
     if (c->rc == 0)
         c->rc = fsck_check_volume(c->f, &c->volume, true, &c->err);

@@ -35,8 +35,8 @@ struct fsck {
     struct catalog *catalog; /* borrowed */
     bool quick;              /* no data: what is referenced is there, and large enough */
     void (*on_finding)(void *arg, const struct fsck_finding *f); /* may be NULL */
-    /* Now and then, with the volume that is looked at. May be NULL. */
-    void (*on_progress)(void *arg, const struct fsck_result *so_far, const char *volume);
+    /* Now and then, with the volume that is looked at, or the folder of records. May be NULL. */
+    void (*on_progress)(void *arg, const struct fsck_result *so_far, const char *where);
     void *arg;
     struct fsck_result result; /* grows from call to call */
     /* fsck's own: */

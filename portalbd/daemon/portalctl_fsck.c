@@ -50,7 +50,7 @@ static void on_finding(void *arg, const struct fsck_finding *f) {
     fflush(stdout);
 }
 
-static void on_progress(void *arg, const struct fsck_result *f, const char *volume) {
+static void on_progress(void *arg, const struct fsck_result *f, const char *where) {
     struct fsck_run *r = arg;
     char bytes[32];
     uint64_t now = env_now_us(r->c->env);
@@ -58,8 +58,9 @@ static void on_progress(void *arg, const struct fsck_result *f, const char *volu
         return;
     r->last_us = now;
     ctl_format_bytes(f->bytes_read, bytes, sizeof bytes);
-    fprintf(stderr, "\r\033[K%s: %llu objects, %s read, %llu findings", volume,
-            (unsigned long long)f->objects, bytes, (unsigned long long)(f->damaged + f->leaked));
+    fprintf(stderr, "\r\033[K%s: %llu records, %llu objects, %s read, %llu findings", where,
+            (unsigned long long)f->records, (unsigned long long)f->objects, bytes,
+            (unsigned long long)(f->damaged + f->leaked));
 }
 
 static json_t *encode_result(const struct fsck_result *r) {

@@ -587,6 +587,30 @@ static void by_hand(void *arg) {
     undo(&u);
 }
 
+/* A large pool has many records, and deleted volumes, before the first run is read. */
+static void on_progress(void *arg, const struct fsck_result *so_far, const char *where) {
+    size_t *calls = arg;
+    (void)so_far;
+    calls[strcmp(where, "records/") == 0 ? 0 : strncmp(where, "pv-", 3) == 0 ? 1 : 2]++;
+}
+
+static void progress(void *arg) {
+    struct pool_fixture *f = arg;
+    struct story s;
+    struct err e;
+    size_t calls[3] = {0};
+    tell(f, &s);
+    struct fsck k = {
+        .catalog = &f->catalog, .quick = true, .on_progress = on_progress, .arg = calls};
+    ok(fsck_pool(&k, &e), &e);
+    assert_int_equal(calls[0], 5);
+    assert_true(calls[1] >= k.result.volumes && calls[2] > 0);
+}
+
+static void test_progress(void **state) {
+    pool_fixture_run(*state, progress, *state);
+}
+
 static void test_by_hand(void **state) {
     pool_fixture_run(*state, by_hand, *state);
 }
@@ -752,6 +776,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_every_object, setup, teardown),
         cmocka_unit_test_setup_teardown(test_contradictions, setup, teardown),
         cmocka_unit_test_setup_teardown(test_by_hand, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_progress, setup, teardown),
         cmocka_unit_test_setup_teardown(test_described, setup, teardown),
         cmocka_unit_test_setup_teardown(test_many_deleted, setup, teardown),
         cmocka_unit_test(test_live),
