@@ -79,6 +79,7 @@ struct fsck_check {
     size_t run_count;
     struct fsck_miss *misses; /* owned; of this attempt */
     size_t miss_count;
+    bool blind;               /* an index cannot be read: nobody knows what it needs */
     uint64_t epoch, next_seq; /* of the manifest of this attempt */
     uint64_t size_bytes;      /* the largest of all roots */
 };

@@ -319,32 +319,37 @@ static bool knows_volume(const struct fsck_root *r, uint16_t volume) {
 }
 
 /* Is this the index that a root means? Its key says nothing of what is in it. */
-static void check_against_root(const struct run_walk *w, const struct fsck_root *root,
+static bool check_against_root(const struct run_walk *w, const struct fsck_root *root,
                                const struct fsck_name *index) {
     const struct fsck_root_run *run = fsck_root_run(root, index);
-    if (!run)
-        return;
-    if (w->x.entry_count != run->entry_count || w->size != run->size)
+    bool meant = !run || (w->x.entry_count == run->entry_count && w->size == run->size);
+    if (!meant)
         fsck_report(w->c->f, FSCK_DAMAGE, w->key,
                     "a run of %llu entries in %llu bytes, a root that names it says %llu in %llu",
                     (unsigned long long)w->x.entry_count, (unsigned long long)w->size,
                     (unsigned long long)run->entry_count, (unsigned long long)run->size);
-    for (size_t i = 0; i < w->x.volume_count; i++)
-        if (!knows_volume(root, w->volumes[i]))
-            fsck_report(w->c->f, FSCK_DAMAGE, w->key,
-                        "a run about volume %s, which a root that names it does not know",
-                        w->x.volumes[i].text);
+    for (size_t i = 0; run && i < w->x.volume_count; i++) {
+        if (knows_volume(root, w->volumes[i]))
+            continue;
+        meant = false;
+        fsck_report(w->c->f, FSCK_DAMAGE, w->key,
+                    "a run about volume %s, which a root that names it does not know",
+                    w->x.volumes[i].text);
+    }
+    return meant;
 }
 
 int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, struct err *e) {
     CLEANUP(run_walk_release) struct run_walk w = {.c = c};
-    if (!fsck_table_find(&c->table, &r->index))
+    if (!fsck_table_find(&c->table, &r->index)) {
+        c->blind = true;
         return 0; /* told already */
+    }
     int rc = load_index(&w, &r->index, e);
     if (rc == -ERR_CORRUPT || rc == -ERR_UNSUPPORTED) {
         if (!r->done)
             fsck_report(c->f, FSCK_DAMAGE, w.key, "%s", e->text);
-        r->done = r->damaged = true;
+        r->done = r->damaged = c->blind = true;
         return 0;
     }
     if (rc == -ERR_NOT_FOUND)
@@ -352,7 +357,7 @@ int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, str
     if (rc < 0)
         return rc == -ERR_NOT_FOUND ? 0 : rc;
     for (size_t i = 0; i < c->root_count; i++)
-        check_against_root(&w, &c->roots[i], &r->index);
+        c->blind |= !check_against_root(&w, &c->roots[i], &r->index);
     mark(&w, &r->index);
     if (!r->done) {
         c->f->result.runs++;

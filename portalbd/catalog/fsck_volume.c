@@ -317,6 +317,7 @@ static int read_roots(struct fsck_check *c, struct attempt *a, struct err *e) {
     c->size_bytes = m->size_bytes;
     roots_release(c);
     c->miss_count = 0;
+    c->blind = false;
     fsck_table_refresh(&c->table);
     int rc = add_root(c, &m->root, NULL, key, e);
     if (rc == 0)
@@ -416,7 +417,7 @@ static int tell_garbage(struct fsck_check *c, const struct attempt *a, bool at_r
     int rc = has_moved(c, a, &moved, e);
     if (rc < 0)
         return rc;
-    at_rest &= a->manifest.closed && a->pins_rest && !moved;
+    at_rest &= a->manifest.closed && a->pins_rest && !c->blind && !moved;
     for (size_t i = 0; i < c->table.count; i++) {
         const struct fsck_object *o = &c->table.items[i];
         if (o->name.volume != 0 || (o->flags & FSCK_HELD))
