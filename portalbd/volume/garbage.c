@@ -9,6 +9,8 @@
 
 #include <stdlib.h>
 
+#include "portalbd/volume/run_reader.h"
+
 enum { SORT_AT = 64 * 1024 }; /* needed objects, before what is there twice goes */
 
 /* --- what a volume's prefix holds --- */
@@ -122,11 +124,16 @@ bool manifest_condemns(const struct manifest *m, const struct object_name *n) {
 
 /* --- what pins need of this volume's own prefix --- */
 
+static void pinned_run_release(struct pinned_run *r) {
+    free(r->volumes);
+    free(r->evacuated);
+}
+
 void pin_needs_release(struct pin_needs *n) {
     free(n->log);
     free(n->ids);
     for (size_t i = 0; i < n->run_count; i++)
-        free(n->runs[i].evacuated);
+        pinned_run_release(&n->runs[i]);
     free(n->runs);
     *n = (struct pin_needs){0};
 }
@@ -253,7 +260,12 @@ static void need_run(struct pin_needs *n, const struct root *root, const struct 
     }
     n->runs = grown_array(n->runs, n->run_count, sizeof *n->runs);
     r = &n->runs[n->run_count++];
-    *r = (struct pinned_run){.owner = root->volumes[run->index.volume], .index = run->index};
+    *r = (struct pinned_run){.owner = root->volumes[run->index.volume],
+                             .index = run->index,
+                             .entry_count = run->entry_count,
+                             .volumes = xcalloc(root->volume_count, sizeof *r->volumes),
+                             .volume_count = root->volume_count};
+    memcpy(r->volumes, root->volumes, root->volume_count * sizeof *r->volumes);
     if (evacuated_count == 0)
         return;
     r->evacuated = xcalloc(evacuated_count, sizeof *evacuated);
@@ -300,6 +312,11 @@ static int load_run(struct pin_needs *n, struct objstore *s, const struct volume
     rc = run_index_decode(&x, buf_view(&body), e);
     if (rc < 0)
         return err_wrap(e, "%s", key);
+    rc = run_index_check(&x, r->entry_count, r->volumes, r->volume_count, e);
+    if (rc < 0) {
+        run_index_release(&x);
+        return err_wrap(e, "%s", key);
+    }
     for (size_t i = 0; i < x.part_count; i++) {
         if (is_own(x.volumes, x.parts[i].ref.volume, v))
             need_ref(n, &x.parts[i].ref);

@@ -59,6 +59,9 @@ struct needed_range {
 struct pinned_run {
     struct volume_key owner;
     struct obj_ref index;
+    uint64_t entry_count;
+    struct volume_key *volumes; /* owned; the table of a root that names it */
+    size_t volume_count;
     struct object_name *evacuated; /* owned; by all roots that name it; own objects, sorted */
     size_t evacuated_count;
 };

@@ -43,8 +43,22 @@ struct merge {
 
 static int open_run(struct volume *v, const struct root_run *run, struct run_reader **ret,
                     struct err *e) {
-    return run_reader_open(v->env, v->store, v->pages, &v->manifest.root.volumes[run->index.volume],
-                           &run->index.id, ret, e);
+    const struct root *root = &v->manifest.root;
+    const struct volume_key *owner = &root->volumes[run->index.volume];
+    struct run_reader *r;
+    int rc = run_reader_open(v->env, v->store, v->pages, owner, &run->index.id, &r, e);
+    if (rc < 0)
+        return rc;
+    rc = run_index_check(run_reader_index(r), run->entry_count, root->volumes, root->volume_count,
+                         e);
+    if (rc < 0) {
+        char key[KEY_MAX];
+        key_map(key, owner, &run->index.id);
+        run_reader_unref(r);
+        return err_wrap(e, "'%s'", key);
+    }
+    *ret = r;
+    return 0;
 }
 
 int open_runs(struct volume *v, struct err *e) {

@@ -34,6 +34,23 @@ static void decode(void *arg) {
     job->rc = run_index_decode(job->index, job->in, job->e);
 }
 
+int run_index_check(const struct run_index *x, uint64_t entry_count,
+                    const struct volume_key *volumes, size_t volume_count, struct err *e) {
+    CHECK(volume_count > 0);
+    if (x->entry_count != entry_count)
+        return err_set(e, -ERR_CORRUPT, "a run of %llu entries, its root says %llu",
+                       (unsigned long long)x->entry_count, (unsigned long long)entry_count);
+    for (size_t i = 0; i < x->volume_count; i++) {
+        size_t k = 0;
+        while (k < volume_count && !volume_key_equal(&x->volumes[i], &volumes[k]))
+            k++;
+        if (k == volume_count)
+            return err_set(e, -ERR_CORRUPT, "a run about volume %s, which its root does not know",
+                           x->volumes[i].text);
+    }
+    return 0;
+}
+
 int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
                     const struct volume_key *volume, const struct random_id *index_id,
                     struct run_reader **ret, struct err *e) {

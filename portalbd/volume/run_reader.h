@@ -7,6 +7,12 @@
 
 struct run_reader;
 
+/* Is this the index that a root with this table of volumes means? Its key says nothing of what is
+ * in it, and an index of another run would be believed: other bytes read, needed ones condemned.
+ * -ERR_CORRUPT. */
+int run_index_check(const struct run_index *x, uint64_t entry_count,
+                    const struct volume_key *volumes, size_t volume_count, struct err *e);
+
 /* fiber. Reads the run's index object, which lies under `volume` (the owner of its prefix). pages:
  * shared, borrowed. */
 int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,

@@ -127,6 +127,104 @@ static void test_frees(void **state) {
     pool_fixture_release(&st.f);
 }
 
+/* --- misplaced --- */
+
+/* The newest index of the root of the newest manifest, or of the volume's one pin. */
+static void newest_index(struct stage *st, const struct volume_key *v, bool of_pin,
+                         char ret[KEY_MAX]) {
+    struct err e;
+    struct manifest m = {0};
+    struct pin_list pins = {0};
+    struct pin_root p = {0};
+    if (of_pin) {
+        ok(pin_list_once(st->f.store, v, &pins, &e), &e);
+        assert_int_equal(pins.count, 1);
+        ok(pin_root_get(st->f.store, v, &pins.items[0].pin, &p, &e), &e);
+    } else {
+        ok(manifest_newest(st->f.store, v, &m, &e), &e);
+    }
+    const struct root *root = of_pin ? &p.root : &m.root;
+    assert_true(root->run_count > 0 && root->runs[0].index.volume == 0);
+    key_map(ret, v, &root->runs[0].index.id);
+    pin_list_release(&pins);
+    pin_root_release(&p);
+    manifest_release(&m);
+}
+
+static void swap(struct stage *st, const char *a, const char *b) {
+    struct view body;
+    CLEANUP_BUF struct buf of_a = {0}, of_b = {0};
+    assert_true(memory_store_find(st->f.memory, a, &body));
+    buf_append(&of_a, body.data, body.len);
+    assert_true(memory_store_find(st->f.memory, b, &body));
+    buf_append(&of_b, body.data, body.len);
+    memory_store_replace(st->f.memory, a, buf_view(&of_b));
+    memory_store_replace(st->f.memory, b, buf_view(&of_a));
+}
+
+/* Somebody puts the index of another volume where ours was, and back: nothing was believed, and
+ * nothing is gone. The second time the two differ in nothing but the volume that they are about. */
+static void misplaced(void *arg) {
+    struct stage *st = arg;
+    struct catalog *c = &st->f.catalog;
+    struct err e;
+    struct volume_info i;
+    struct volume_maintained done;
+    struct background b;
+    struct background_result result;
+    struct volume_key shell;
+    char own[KEY_MAX], other[KEY_MAX], pinned[KEY_MAX];
+    set_up(st);
+    run_maintain(st);
+    ok(st->rc, &st->err);
+    struct volume_key first = st->key;
+    char first_id[ID_MAX];
+    memcpy(first_id, st->volume, ID_MAX);
+    newest_index(st, &first, false, own);
+
+    static const char *const names[] = {"shell", "another"};
+    for (size_t k = 0; k < ARRAY_LEN(names); k++) { /* the first lives on in its snapshot only */
+        struct volume_create req = {.name = names[k], .size_bytes = SIZE};
+        ok(catalog_volume_create(c, &req, &i, &e), &e);
+        memcpy(st->volume, i.id, ID_MAX);
+        volume_info_release(&i);
+        write_volume(st, 1, true);
+        if (k > 0)
+            break;
+        cut(st, "shell@last");
+        shell = st->key;
+        newest_index(st, &shell, true, pinned);
+        ok(catalog_volume_delete(c, st->volume, false, &e), &e);
+    }
+    newest_index(st, &st->key, false, other);
+    check(st);
+
+    swap(st, own, other);
+    assert_int_equal(catalog_volume_maintain(c, first_id, &done, &e), -ERR_CORRUPT);
+    assert_non_null(strstr(e.text, own));
+    assert_int_equal(catalog_volume_maintain(c, st->volume, &done, &e), -ERR_CORRUPT);
+    swap(st, own, other);
+    check(st);
+
+    swap(st, pinned, other);
+    background_init(&b, c);
+    ok(background_pass(&b, &result, &e), &e);
+    assert_true(result.failures > 0);
+    assert_non_null(strstr(result.first_failure.text, pinned));
+    background_release(&b);
+    swap(st, pinned, other);
+    check(st);
+}
+
+static void test_misplaced(void **state) {
+    (void)state;
+    static struct stage st;
+    st = (struct stage){0};
+    pool_fixture_init(&st.f, 1);
+    pool_fixture_run(&st.f, misplaced, &st);
+    pool_fixture_release(&st.f);
+}
+
 /* --- deaths --- */
 
 static void afterwards(void *arg) {
@@ -251,6 +349,7 @@ static void test_overtaken(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_frees),
+        cmocka_unit_test(test_misplaced),
         cmocka_unit_test(test_deaths),
         cmocka_unit_test(test_overtaken),
     };
