@@ -85,8 +85,7 @@ struct fsck_check {
 };
 
 /* What more than one part says. */
-#define FSCK_FOREIGN_ROOT "its root is of another volume"
-#define FSCK_IN_THE_WAY   "not a record's key, and it hides the newest one"
+#define FSCK_IN_THE_WAY "not a record's key, and it hides the newest one"
 
 /* Damage that was told lately is not told again: readers come by the same object on several ways,
  * and in each attempt. "<key>: " in front of the text goes. */

@@ -83,10 +83,7 @@ static int add_root(struct fsck_check *c, const struct root *root, const struct 
     char who[64];
     snprintf(who, sizeof who, "%s", strrchr(key, '/') + 1);
     CHECK(root->volume_count <= ROOT_VOLUMES_MAX);
-    if (!volume_keys_equal(&root->volumes[0], c->volume)) {
-        fsck_report(c->f, FSCK_DAMAGE, key, FSCK_FOREIGN_ROOT);
-        return 0;
-    }
+    CHECK(volume_keys_equal(&root->volumes[0], c->volume)); /* readers see to it */
     for (size_t i = 0; i < root->volume_count; i++)
         volumes[i] = fsck_table_volume(&c->table, &root->volumes[i]);
     int rc = fsck_table_fill(&c->table, c->store, e);
@@ -176,23 +173,6 @@ static int confirm_pin(struct fsck_check *c, const struct pin_entry *p,
     return 0;
 }
 
-/* Are claim and root this pin's, and of the same commit? */
-static void check_pin_names(struct fsck_check *c, const struct pin_entry *p,
-                            const struct pin_claim *claim, const struct pin_root *root) {
-    static const char another[] = "it is another pin's";
-    char key[KEY_MAX];
-    bool claim_ours = p->has_claim && random_id_equal(&claim->pin, &p->pin);
-    bool root_ours = p->has_root && random_id_equal(&root->pin, &p->pin);
-    key_pin_claim(key, c->volume, &p->pin);
-    if (p->has_claim && !claim_ours)
-        fsck_report(c->f, FSCK_DAMAGE, key, another);
-    key_pin_root(key, c->volume, &p->pin);
-    if (p->has_root && !root_ours)
-        fsck_report(c->f, FSCK_DAMAGE, key, another);
-    if (claim_ours && root_ours && strcmp(claim->commit.key, root->commit.key) != 0)
-        fsck_report(c->f, FSCK_DAMAGE, key, "claim and root have different commit keys");
-}
-
 static int check_pin(struct fsck_check *c, const struct pin_entry *p, struct attempt *a,
                      struct err *e) {
     char key[KEY_MAX];
@@ -217,7 +197,8 @@ static int check_pin(struct fsck_check *c, const struct pin_entry *p, struct att
     if (rc < 0)
         return rc;
     const struct commit_key *commit = p->has_root ? &root.commit : &claim.commit;
-    check_pin_names(c, p, &claim, &root);
+    if (p->has_claim && p->has_root && strcmp(claim.commit.key, root.commit.key) != 0)
+        fsck_report(c->f, FSCK_DAMAGE, key, "claim and root have different commit keys");
     rc = pin_is_named(c->store, c->volume, &p->pin, commit, &named, e);
     if (is_damage(rc)) {
         if (commit->is_clone && !c->whole_pool) /* else told with the records, or the clone */
@@ -443,17 +424,6 @@ static int tell_garbage(struct fsck_check *c, const struct attempt *a, bool at_r
 
 /* --- manifests --- */
 
-static int check_manifest(struct fsck_check *c, const char *key, uint64_t number, struct err *e) {
-    struct manifest m;
-    int rc = manifest_get(c->store, c->volume, number, &m, e);
-    if (rc < 0)
-        return rc;
-    if (!volume_keys_equal(&m.root.volumes[0], c->volume))
-        fsck_report(c->f, FSCK_DAMAGE, key, FSCK_FOREIGN_ROOT);
-    manifest_release(&m);
-    return 0;
-}
-
 /* The first one stays for ever; others may go while we look. */
 static int check_manifests(struct fsck_check *c, struct err *e) {
     char prefix[KEY_MAX];
@@ -470,9 +440,12 @@ static int check_manifests(struct fsck_check *c, struct err *e) {
                 fsck_report(c->f, FSCK_DAMAGE, key, FSCK_IN_THE_WAY);
             continue;
         }
+        struct manifest m;
         bool wanted = i == 0 || number == 1 || !c->f->quick;
-        rc = wanted ? check_manifest(c, key, number, e) : -ERR_NOT_FOUND;
-        if (is_damage(rc))
+        rc = wanted ? manifest_get(c->store, c->volume, number, &m, e) : -ERR_NOT_FOUND;
+        if (rc == 0)
+            manifest_release(&m);
+        else if (is_damage(rc))
             fsck_report(c->f, FSCK_DAMAGE, key, "%s", e->text);
         c->f->result.records += rc == 0;
         if (rc == -ERR_NOT_FOUND || is_damage(rc))

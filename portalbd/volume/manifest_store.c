@@ -32,6 +32,10 @@ int manifest_get(struct objstore *s, const struct volume_key *v, uint64_t n, str
     if (rc < 0)
         return rc;
     rc = manifest_decode(ret, n, buf_view(&body), e);
+    if (rc == 0 && !volume_key_equal(&ret->root.volumes[0], v)) {
+        manifest_release(ret);
+        rc = err_set(e, -ERR_CORRUPT, "its root is of another volume");
+    }
     return rc < 0 ? err_wrap(e, "%s", key) : 0;
 }
 

@@ -6,6 +6,7 @@
 #include "common/log.h"
 #include "common/mutant.h"
 #include "portalbd/volume/gc.h"
+#include "portalbd/volume/pins.h"
 #include "portalbd/volume/volume_internal.h"
 
 enum { TABLES_AT_ONCE = 32 };
@@ -204,16 +205,10 @@ int volume_open(const struct volume_config *config, struct volume **ret, struct 
 /* fiber. The root that a pin holds, as a manifest of its own. */
 static int read_pin(const struct volume_config *config, const struct random_id *pin,
                     struct manifest *ret, struct err *e) {
-    char key[KEY_MAX];
-    key_pin_root(key, &config->key, pin);
-    CLEANUP_BUF struct buf body = {0};
-    int rc = objstore_get(config->store, key, MANIFEST_SIZE_MAX, &body, e);
+    struct pin_root p;
+    int rc = pin_root_get(config->store, &config->key, pin, &p, e);
     if (rc < 0)
         return rc;
-    struct pin_root p;
-    rc = pin_root_decode(&p, buf_view(&body), e);
-    if (rc < 0)
-        return err_wrap(e, "%s", key);
     if (p.expired) {
         pin_root_release(&p);
         return err_set(e, -ERR_NOT_FOUND, "the snapshot was deleted");

@@ -124,6 +124,19 @@ int pin_cut(struct env *env, struct objstore *s, const struct volume_key *v,
     return rc;
 }
 
+/* What lies under another pin's key, or another volume's, would hold something else. */
+static int check_place(struct pin_root *p, const struct volume_key *v, const struct random_id *pin,
+                       struct err *e) {
+    int rc = 0;
+    if (!random_id_equal(&p->pin, pin))
+        rc = err_set(e, -ERR_CORRUPT, "it is another pin's");
+    else if (!p->expired && !volume_key_equal(&p->root.volumes[0], v))
+        rc = err_set(e, -ERR_CORRUPT, "its root is of another volume");
+    if (rc < 0)
+        pin_root_release(p);
+    return rc;
+}
+
 int pin_root_get(struct objstore *s, const struct volume_key *v, const struct random_id *pin,
                  struct pin_root *ret, struct err *e) {
     char key[KEY_MAX];
@@ -133,6 +146,8 @@ int pin_root_get(struct objstore *s, const struct volume_key *v, const struct ra
     if (rc < 0)
         return rc;
     rc = pin_root_decode(ret, buf_view(&body), e);
+    if (rc == 0)
+        rc = check_place(ret, v, pin, e);
     return rc < 0 ? err_wrap(e, "%s", key) : 0;
 }
 
@@ -145,6 +160,8 @@ int pin_claim_get(struct objstore *s, const struct volume_key *v, const struct r
     if (rc < 0)
         return rc;
     rc = pin_claim_decode(ret, buf_view(&body), e);
+    if (rc == 0 && !random_id_equal(&ret->pin, pin))
+        rc = err_set(e, -ERR_CORRUPT, "it is another pin's");
     return rc < 0 ? err_wrap(e, "%s", key) : 0;
 }
 

@@ -151,6 +151,13 @@ static void newest_index(struct stage *st, const struct volume_key *v, bool of_p
     manifest_release(&m);
 }
 
+static void newest_manifest(struct stage *st, const struct volume_key *v, char ret[KEY_MAX]) {
+    uint64_t n;
+    struct err e;
+    ok(manifest_newest_number(st->f.store, v, &n, &e), &e);
+    key_manifest(ret, v, n);
+}
+
 static void swap(struct stage *st, const char *a, const char *b) {
     struct view body;
     CLEANUP_BUF struct buf of_a = {0}, of_b = {0};
@@ -204,6 +211,33 @@ static void misplaced(void *arg) {
     assert_non_null(strstr(e.text, own));
     assert_int_equal(catalog_volume_maintain(c, st->volume, &done, &e), -ERR_CORRUPT);
     swap(st, own, other);
+    check(st);
+
+    char first_key[KEY_MAX], other_key[KEY_MAX];
+    newest_manifest(st, &first, first_key);
+    newest_manifest(st, &st->key, other_key);
+    swap(st, first_key, other_key);
+    assert_int_equal(catalog_volume_maintain(c, first_id, &done, &e), -ERR_CORRUPT);
+    assert_non_null(strstr(e.text, first_key));
+    swap(st, first_key, other_key);
+    check(st);
+
+    char stays[KEY_MAX],
+        wrong[KEY_MAX]; /* the pin of v@stays under another name, and the shell's */
+    struct pin_list pins;
+    struct pin_root root;
+    struct random_id shell_pin;
+    ok(pin_list_once(st->f.store, &shell, &pins, &e), &e);
+    shell_pin = pins.items[0].pin;
+    pin_list_release(&pins);
+    ok(pin_list_once(st->f.store, &first, &pins, &e), &e);
+    key_pin_root(stays, &first, &pins.items[0].pin);
+    key_pin_root(wrong, &shell, &shell_pin);
+    swap(st, stays, wrong);
+    assert_int_equal(pin_root_get(st->f.store, &shell, &shell_pin, &root, &e), -ERR_CORRUPT);
+    assert_int_equal(catalog_volume_maintain(c, first_id, &done, &e), -ERR_CORRUPT);
+    pin_list_release(&pins);
+    swap(st, stays, wrong);
     check(st);
 
     swap(st, pinned, other);
