@@ -58,7 +58,11 @@ int catalog_newest(struct catalog *c, const char *folder,
         return 0;
     }
     rc = decode(ret, n, buf_view(&body), e);
-    return rc < 0 ? err_wrap(e, "%s record %llu", folder, (unsigned long long)n) : 0;
+    if (rc == 0)
+        return 0;
+    char key[KEY_MAX];
+    numbered_key(key, folder, n);
+    return err_wrap(e, "%s", key);
 }
 
 static int decode(void *ret, uint64_t n, struct view body, struct err *e) {

@@ -108,6 +108,7 @@ for key in "$pool/volumes/$volume/manifest" "$pool/records/$(printf v | sha256su
     exits 7 ctl fsck v
     grep -q "^damaged  ${newest#"$pool"/}: " "$WORK/out" || fail "$(cat "$WORK/out" "$WORK/err")"
     exits 7 ctl volume show v
+    grep -q "${newest#"$pool"/}: " "$WORK/err" || fail "$(cat "$WORK/err")"
     exits 7 ctl inspect "${newest#"$pool"/}"
     back "$newest"
 done
