@@ -72,7 +72,10 @@ exits 2 ctl inspect /etc/passwd
 
 step "a bit that turned: fsck names the object, quick does not read it"
 cp "$segment" "$WORK/segment"
-printf '\xa5' | dd of="$segment" bs=1 seek=3000 conv=notrunc status=none
+exits 0 ctl inspect "$segment" --json # a byte of the first frame's content, whatever was cut where
+off=$(jq '[.extents[] | select(.kind == "data")][0].off + 20' "$WORK/out")
+byte=$(od -An -tu1 -j "$off" -N 1 "$segment")
+printf '%b' "\\x$(printf %02x $((byte ^ 16)))" | dd of="$segment" bs=1 seek="$off" conv=notrunc status=none
 exits 7 ctl fsck
 grep -q "^damaged  ${segment#"$pool"/}: .*checksum" "$WORK/out" || fail "$(cat "$WORK/out")"
 exits 0 ctl fsck --quick
