@@ -5,8 +5,8 @@
  * I3 Everything that is decided is decided by the generators: no address, clock or hash order is
  *    used.
  *
- * A killed process is run to its end at once, without the clock and without anybody else: its
- * timers fire early, its jobs end. The rest of the world sees nothing of that. */
+ * A killed process is run to its end at once, without anybody else: its jobs end, and its own clock
+ * goes from timer to timer. The rest of the world sees nothing of that. */
 #include "tests/sim/sim_env.h"
 
 #include <inttypes.h>
@@ -134,7 +134,8 @@ static struct sim_proc *proc_of(struct env *env) {
 }
 
 static uint64_t op_now_us(struct env *env) {
-    return proc_of(env)->world->now_us;
+    const struct sim_proc *p = proc_of(env);
+    return MAX(p->world->now_us, p->dead_us);
 }
 
 static uint64_t op_wall_ms(struct env *env) {
@@ -164,7 +165,7 @@ static void op_post(struct env *env, struct env_event *event) {
 
 static void op_timer_start(struct env *env, struct env_timer *timer, uint64_t delay_us) {
     struct sim_proc *p = proc_of(env);
-    timer_heap_start(&p->timers, timer, p->world->now_us + delay_us);
+    timer_heap_start(&p->timers, timer, op_now_us(env) + delay_us);
 }
 
 static void op_timer_stop(struct env *env, struct env_timer *timer) {
@@ -189,7 +190,7 @@ static void op_job_submit(struct env *env, struct env_job *job) {
     p->world->rng = &p->rng;
     uint64_t us = sim_skewed(p->world, 0, p->world->job_us_max);
     p->world->rng = rng;
-    timer_heap_start(&p->timers, &j->timer, p->world->now_us + us);
+    timer_heap_start(&p->timers, &j->timer, op_now_us(env) + us);
 }
 
 static const struct env_ops sim_env_ops = {
@@ -329,12 +330,14 @@ void sim_proc_kill(struct sim_proc *p) {
         CHECK(turns++ < DRAIN_TURNS_MAX);
         fiber_cancel_all(&p->env);
         struct env_timer *t = timer_heap_first(&p->timers);
-        if (p->events)
+        if (p->events) {
             run_event(p);
-        else if (t)
+        } else if (t) {
+            p->dead_us = MAX(p->dead_us, t->due_us);
             run_timer(&p->timers, t);
-        else
+        } else {
             hangs(p);
+        }
     }
     p->world->rng = rng;
 }

@@ -73,6 +73,7 @@ struct sim_proc {
     size_t jobs;
     uint64_t asleep_until_us;
     bool killed;
+    uint64_t dead_us; /* its clock since then, ahead of the world's */
     /* Called by sim_proc_kill, once, first: stops what the process does to others, starts the
      * release of what it holds. */
     void (*on_kill)(struct sim_proc *p);
