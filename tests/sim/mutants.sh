@@ -88,7 +88,7 @@ held-pin-ignores-claims unit/portalbd/catalog/test_held_pins
 moves-newer-data unit/portalbd/volume/test_gc
 move-evacuates-nothing unit/portalbd/volume/test_gc
 restore-reads-root-first unit/portalbd/catalog/test_restore
-merge-reuses-touched unit/portalbd/volume/test_run_merge
+merge-reuses-touched unit/portalbd/volume/test_run_merge_bottom
 LIST
 # What a finding was made to is found again by the command that was printed with it.
 # shellcheck disable=SC2086 # a command line is words
