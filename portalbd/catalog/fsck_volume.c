@@ -146,9 +146,9 @@ static int is_there(struct fsck_check *c, const char *key, bool *ret, struct err
     return rc == -ERR_NOT_FOUND ? 0 : rc;
 }
 
-/* A pin was listed without its root, or without its claim: is that so? Who gives it up puts a
- * tombstone, then deletes the claim, then the root; a clone's pin needs no tombstone, so a root
- * without claim may be one that is being given up. */
+/* A pin was listed without its root, or without its claim: is that so? Who gives a snapshot's up
+ * puts a tombstone first. A clone's needs none: it may be given up just now, or have been, and a
+ * PUT of its maker came once more. What a clone lacks is told when it is looked at itself. */
 static int confirm_pin(struct fsck_check *c, const struct pin_entry *p,
                        const struct commit_key *commit, struct attempt *a, struct err *e) {
     char claim_key[KEY_MAX], root_key[KEY_MAX];
@@ -162,11 +162,10 @@ static int confirm_pin(struct fsck_check *c, const struct pin_entry *p,
         rc = pin_is_named(c->store, c->volume, &p->pin, commit, &named, e);
     if (rc < 0)
         return rc;
-    if (named && claim && !root)
-        fsck_report(c->f, FSCK_DAMAGE, root_key, "it is lost; %s needs it", commit->key);
-    else if (named && root && !claim && !commit->is_clone)
-        fsck_report(c->f, FSCK_DAMAGE, claim_key, "it is lost; %s needs it", commit->key);
-    else if (named && root && !claim)
+    if (named && claim != root && !commit->is_clone)
+        fsck_report(c->f, FSCK_DAMAGE, root ? claim_key : root_key, "it is lost; %s needs it",
+                    commit->key);
+    else if (named && claim != root)
         a->pending++;
     else
         a->gone = true;
@@ -213,7 +212,9 @@ static int check_pin(struct fsck_check *c, const struct pin_entry *p, struct att
     }
     if (rc == 0 && named && (!p->has_root || (real && !p->has_claim)))
         rc = confirm_pin(c, p, commit, a, e);
-    if (rc == 0 && real) {
+    /* Nobody's data yet, or no more: a root that came once more behind its deletion names what may
+     * have gone since. */
+    if (rc == 0 && real && named) {
         c->size_bytes = MAX(c->size_bytes, root.size_bytes);
         rc = add_root(c, &root.root, &p->pin, key, e);
     }
