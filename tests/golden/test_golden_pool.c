@@ -22,11 +22,6 @@
 enum { SIZE = 256 * 1024, OBJECTS_MAX = 1000, LISTED_MAX = 32 };
 static const char folders[] = "tests/golden/pool-*";
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 /* --- writing --- */
 
 static struct volume *attach(struct pool_fixture *f, const char *id) {

@@ -1,5 +1,4 @@
-/* What every cmocka program on a pool_fixture begins with: one fixture, new for each test, and
- * ok(), which fails with the text of an error. */
+/* What every cmocka program on a pool_fixture begins with: one fixture, new for each test. */
 #pragma once
 
 #include "tests/support/pool_fixture.h"
@@ -18,9 +17,4 @@ static struct pool_fixture fixture;
 static inline int teardown(void **state) {
     pool_fixture_release(*state);
     return 0;
-}
-
-static inline void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
 }

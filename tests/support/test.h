@@ -7,3 +7,11 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+
+#include "common/err.h"
+
+/* Fails with the text of an error. e: of what returned rc; may be NULL. */
+static inline void ok(int rc, const struct err *e) {
+    if (rc < 0)
+        fail_msg("%s: %s", err_code_name(rc), e ? e->text : "");
+}

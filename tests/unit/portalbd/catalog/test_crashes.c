@@ -25,11 +25,6 @@ struct stage {
     void (*call)(struct stage *st);
 };
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static void set_up(void *arg) {
     struct stage *st = arg;
     struct catalog *c = &st->f.catalog;

@@ -22,11 +22,6 @@ struct stage {
     bool ended;
 };
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static void write_volume(struct stage *st, const char *id, uint64_t size_bytes, int writes,
                          struct volume_key *ret_key) {
     struct err e;

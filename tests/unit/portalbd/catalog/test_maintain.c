@@ -9,11 +9,6 @@
 
 enum { SIZE = 1024 * 1024, STEPS_MAX = 200 };
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 struct stage {
     struct pool_fixture f;
     char volume[ID_MAX], snapshot[ID_MAX];

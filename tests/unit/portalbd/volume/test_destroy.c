@@ -25,11 +25,6 @@ static int teardown(void **state) {
     return 0;
 }
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static void put_first(struct pool_fixture *f, const struct volume_key *v) {
     struct err e;
     struct manifest m = {.number = 1, .size_bytes = 4096, .block_size = 4096, .closed = true};

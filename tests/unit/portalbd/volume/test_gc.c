@@ -27,11 +27,6 @@ static uint32_t next_random(void) {
     return (uint32_t)(world->seed >> 33);
 }
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 /* --- a volume and its user, for fibers --- */
 
 static void create(void) {

@@ -17,11 +17,6 @@ struct stage {
     struct fiber_done collected;
 };
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static void create(struct stage *st) {
     struct err e;
     struct manifest m = {.number = 1, .size_bytes = VOLUME_SIZE, .block_size = 4096};

@@ -25,11 +25,6 @@ struct world {
     bool finished; /* the test's fiber reached its end */
 };
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s", e->text);
-}
-
 static void create_volume(struct world *w) {
     struct manifest m = {.number = 1, .size_bytes = VOLUME_SIZE, .block_size = 4096};
     struct err e = {0};

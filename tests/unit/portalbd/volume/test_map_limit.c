@@ -14,11 +14,6 @@ static const struct volume_config small = {.publish_epoch = 1,
                                            .map_page_entries = 4,
                                            .map_parts_max = PARTS};
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static int write_block(struct volume_rig *r, uint64_t block, unsigned version) {
     uint8_t data[BLOCK];
     rig_fill(data, block * BLOCK, BLOCK, version);

@@ -31,11 +31,6 @@ static int teardown(void **state) {
     return 0;
 }
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static void put_manifest(struct pool_fixture *f, const struct volume_key *v, uint64_t number,
                          const struct random_id *held) {
     struct err e;

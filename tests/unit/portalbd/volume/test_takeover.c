@@ -18,11 +18,6 @@ struct race {
     bool through; /* it took fewer requests */
 };
 
-static void ok(int rc, const struct err *e) {
-    if (rc < 0)
-        fail_msg("%s: %s", err_code_name(rc), e->text);
-}
-
 static void run_older(void *arg) {
     struct race *r = arg;
     struct takeover t;
