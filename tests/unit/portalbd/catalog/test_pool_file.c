@@ -164,7 +164,7 @@ static void test_encode(void **state) {
     char text[1024];
     snprintf(text, sizeof text,
              "[fast]\nurl = s3://b/p\nendpoint = http://e:1\nregion = r\naddressing = path\n"
-             "ca_file = /ca\naccess_key_id = me\nsecret_access_key = sesame\n"
+             "ca_file = /ca\naccess_key_id = me\nsecret_access_key =;sesame\n"
              "session_token_file = %s\n[slow]\nurl = file:///x\n",
              token);
     write_file(x->path, text, 0600);
