@@ -55,7 +55,8 @@ bool pool_config_equal(const struct pool_config *a, const struct pool_config *b)
 static void put_line(struct buf *out, const char *key, struct view value) {
     if (value.len == 0)
         return;
-    buf_printf(out, "%s =", key); /* behind a space, ";" would begin a comment */
+    bool bare = value.data[0] == ';'; /* behind a space it would begin a comment */
+    buf_printf(out, "%s =%s", key, bare ? "" : " ");
     buf_append(out, value.data, value.len);
     buf_append_str(out, "\n");
 }
