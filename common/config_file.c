@@ -59,15 +59,22 @@ static int read_whole(const char *path, struct buf *out, struct err *e) {
     }
 }
 
-/* libinih cuts what is longer than its own limit, so too long a line must not reach it. */
-static int check_lines(const char *path, const char *text, struct err *e) {
+/* libinih cuts what is longer than its own limit, so too long a line must not reach it; and it
+ * takes a line that begins with space for more of the value above, so that goes. */
+static int prepare_lines(const char *path, char *text, struct err *e) {
+    char *to = text;
     for (int line = 1; *text; line++) {
         size_t len = strcspn(text, "\n");
         if (len > CONFIG_LINE_MAX)
-            return err_set(e, -ERR_CONFIG, "%s:%d: longer than %d bytes; split or shorten the line",
-                           path, line, CONFIG_LINE_MAX);
-        text += len + (text[len] == '\n');
+            return err_set(e, -ERR_CONFIG, "%s:%d: longer than %d bytes; shorten the line", path,
+                           line, CONFIG_LINE_MAX);
+        size_t indent = strspn(text, " \t\v\f\r");
+        char *next = text + len + (text[len] == '\n');
+        memmove(to, text + indent, (size_t)(next - text) - indent);
+        to += (size_t)(next - text) - indent;
+        text = next;
     }
+    *to = '\0';
     return 0;
 }
 
@@ -81,7 +88,7 @@ int config_file_read(const char *path,
         return rc;
     if (strlen(buf_cstr(&text)) != text.len)
         return err_set(e, -ERR_CONFIG, "%s is not a text file; write lines of key = value", path);
-    rc = check_lines(path, buf_cstr(&text), e);
+    rc = prepare_lines(path, (char *)text.data, e);
     if (rc < 0)
         return rc;
     struct reader r = {.fn = fn, .arg = arg};

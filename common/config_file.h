@@ -1,5 +1,6 @@
 /* Files of "[section]" and "key = value" lines (libinih), for options and for the list of pools. A
- * line that begins with # or ;, and what follows " ;" in another, is a comment. */
+ * line that begins with # or ;, and what follows " ;" in another, is a comment; lines may be
+ * indented. */
 #pragma once
 
 #include "common/err.h"

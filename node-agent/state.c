@@ -211,33 +211,16 @@ static void wipe(struct buf *b) {
     buf_release(b);
 }
 
-/* What the daemon will read is what we mean: no value has broken out of its line. */
-static int verify_pool(const char *path, const struct pool_config *pool, struct err *e) {
-    struct pool_file back;
-    bool same = pool_file_read(path, &back, NULL) == 0;
-    if (same) {
-        same = back.count == 1 && pool_config_equal(&back.pools[0], pool);
-        pool_file_release(&back);
-    }
-    return same ? 0
-                : err_set(e, -ERR_INVALID,
-                          "pool '%s': a value cannot be written on one line of %d bytes",
-                          pool->name, CONFIG_LINE_MAX);
-}
-
 int state_save_pool(struct state_dir *d, const char *volume, const struct pool_config *pool,
                     struct err *e) {
     CLEANUP_FREE char *path = state_pool_path(d, volume);
     CLEANUP_FREE char *token = file_of(d, volume, ".token");
     CLEANUP(wipe) struct buf text = {0};
-    pool_config_encode(&text, pool, token);
-    int rc = secret_empty(&pool->session_token)
-                 ? 0
-                 : write_file(token, secret_reveal(&pool->session_token), e);
+    int rc = pool_config_encode(&text, pool, token, e);
+    if (rc == 0 && !secret_empty(&pool->session_token))
+        rc = write_file(token, secret_reveal(&pool->session_token), e);
     if (rc == 0)
         rc = write_file(path, buf_view(&text), e);
-    if (rc == 0)
-        rc = verify_pool(path, pool, e);
     return rc < 0 ? err_wrap(e, "credentials of volume '%s'", volume) : 0;
 }
 

@@ -52,28 +52,75 @@ bool pool_config_equal(const struct pool_config *a, const struct pool_config *b)
            secret_equal(&a->session_token, &b->session_token);
 }
 
-static void put_line(struct buf *out, const char *key, struct view value) {
-    if (value.len == 0)
-        return;
-    bool bare = value.data[0] == ';'; /* behind a space it would begin a comment */
-    buf_printf(out, "%s =%s", key, bare ? "" : " ");
-    buf_append(out, value.data, value.len);
-    buf_append_str(out, "\n");
+struct line {
+    const char *key;
+    struct view value;
+};
+enum { LINES_MAX = 8 };
+
+/* Returns how many; values are borrowed. */
+static size_t lines_of(const struct pool_config *p, const char *session_token_path,
+                       struct line lines[LINES_MAX]) {
+    const struct line all[LINES_MAX] = {
+        {"url", view_of_str(p->url)},
+        {"endpoint", view_of_str(p->endpoint)},
+        {"region", view_of_str(p->region)},
+        {"addressing", view_of_str(p->addressing)},
+        {"ca_file", view_of_str(p->ca_file)},
+        {"access_key_id", view_of_str(p->access_key_id)},
+        {"secret_access_key", secret_reveal(&p->secret_access_key)},
+        {"session_token_file", view_of_str(session_token_path)},
+    };
+    size_t n = 0;
+    for (size_t i = 0; i < LINES_MAX; i++)
+        if (all[i].value.len > 0)
+            lines[n++] = all[i];
+    return n;
 }
 
-void pool_config_encode(struct buf *out, const struct pool_config *p,
-                        const char *session_token_path) {
+static bool is_blank(uint8_t c) {
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+/* Whether a reader of "key = value" finds this value: it is no part of a comment, of the space
+ * around it, or of the next line, and the line is not too long. */
+static bool stands_on_line(const struct line *l) {
+    struct view v = l->value;
+    if (strlen(l->key) + strlen(" = ") + v.len > CONFIG_LINE_MAX || is_blank(v.data[0]) ||
+        is_blank(v.data[v.len - 1]) || memchr(v.data, '\n', v.len))
+        return false;
+    for (size_t i = 1; i < v.len; i++)
+        if (v.data[i] == ';' && is_blank(v.data[i - 1]))
+            return false;
+    return true;
+}
+
+static int check_lines(const struct pool_config *p, const struct line *lines, size_t n,
+                       struct err *e) {
+    for (size_t i = 0; i < n; i++)
+        if (!stands_on_line(&lines[i]))
+            return err_set(e, -ERR_INVALID,
+                           "pool '%s': its %s cannot be written on a line of %d bytes", p->name,
+                           lines[i].key, CONFIG_LINE_MAX);
+    return 0;
+}
+
+int pool_config_encode(struct buf *out, const struct pool_config *p, const char *session_token_path,
+                       struct err *e) {
+    struct line lines[LINES_MAX];
+    size_t n = lines_of(p, secret_empty(&p->session_token) ? "" : session_token_path, lines);
+    int rc = check_lines(p, lines, n, e);
+    if (rc < 0)
+        return rc;
     buf_reserve(out, 8192); /* at once: growing would leave copies of the secret behind */
     buf_printf(out, "[%s]\n", p->name);
-    put_line(out, "url", view_of_str(p->url));
-    put_line(out, "endpoint", view_of_str(p->endpoint));
-    put_line(out, "region", view_of_str(p->region));
-    put_line(out, "addressing", view_of_str(p->addressing));
-    put_line(out, "ca_file", view_of_str(p->ca_file));
-    put_line(out, "access_key_id", view_of_str(p->access_key_id));
-    put_line(out, "secret_access_key", secret_reveal(&p->secret_access_key));
-    if (!secret_empty(&p->session_token))
-        put_line(out, "session_token_file", view_of_str(session_token_path));
+    for (size_t i = 0; i < n; i++) {
+        bool bare = lines[i].value.data[0] == ';'; /* behind a space it would begin a comment */
+        buf_printf(out, "%s =%s", lines[i].key, bare ? "" : " ");
+        buf_append(out, lines[i].value.data, lines[i].value.len);
+        buf_append_str(out, "\n");
+    }
+    return 0;
 }
 
 void pool_file_release(struct pool_file *f) {
@@ -206,6 +253,7 @@ static int on_key(void *arg, const char *section, const char *key, const char *v
 
 /* --- the whole --- */
 
+/* Also, that the pool can be handed on: a daemon gets its own in a file like this one. */
 static int check_pool(const struct pool_config *p, struct err *e) {
     static const char *const addressings[] = {"", "path", "virtual", "auto"};
     bool known = false;
@@ -222,7 +270,8 @@ static int check_pool(const struct pool_config *p, struct err *e) {
         return err_set(e, -ERR_CONFIG,
                        "pool '%s': access_key_id and secret_access_key come together, or neither",
                        p->name);
-    return 0;
+    struct line lines[LINES_MAX];
+    return check_lines(p, lines, lines_of(p, "", lines), e);
 }
 
 static bool has_secrets(const struct pool_file *f) {

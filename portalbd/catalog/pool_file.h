@@ -41,11 +41,12 @@ void pool_config_copy(struct pool_config *to, const struct pool_config *from);
 bool pool_config_equal(const struct pool_config *a, const struct pool_config *b);
 
 /* Appends the section of a pool file that says the same; a session token stands in a file of its
- * own, which the caller writes. Who needs certainty reads it back: a value may be longer than a
- * line of such a file. Wipe the buffer (secret_wipe) if the pool has secrets. */
+ * own, which the caller writes. -ERR_INVALID, and nothing is appended: a value cannot be written on
+ * a line of such a file, which never happens to a pool that pool_file_read gave. Wipe the buffer
+ * (secret_wipe) if the pool has secrets. */
 struct buf;
-void pool_config_encode(struct buf *out, const struct pool_config *p,
-                        const char *session_token_path);
+int pool_config_encode(struct buf *out, const struct pool_config *p, const char *session_token_path,
+                       struct err *e);
 
 /* What tells one version of the file from another. */
 struct pool_file_stamp {

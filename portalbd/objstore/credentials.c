@@ -49,6 +49,11 @@ static const char *from_env(const char *name) {
     return v && *v ? v : NULL;
 }
 
+/* Each becomes part of a header. */
+static bool is_one_line(struct view v) {
+    return v.len == 0 || (!memchr(v.data, '\n', v.len) && !memchr(v.data, '\r', v.len));
+}
+
 static int set_fixed(struct s3_credentials_source *s, const char *id, struct view secret,
                      struct view token, struct err *e) {
     s->kind = S3_CREDENTIALS_FIXED;
@@ -57,6 +62,10 @@ static int set_fixed(struct s3_credentials_source *s, const char *id, struct vie
         !secret_set(&s->fixed.session_token, token)) {
         s3_credentials_source_release(s);
         return err_set(e, -ERR_CONFIG, "a secret key or session token of S3 is too long");
+    }
+    if (!is_one_line(view_of_str(id)) || !is_one_line(secret) || !is_one_line(token)) {
+        s3_credentials_source_release(s);
+        return err_set(e, -ERR_CONFIG, "a key or session token of S3 is more than one line");
     }
     return 0;
 }

@@ -42,11 +42,12 @@ static int read_text(const char *text) {
 
 static void test_keys(void **state) {
     (void)state;
-    assert_int_equal(read_text("a = 1\n# comment\n; another\n[fast]\n  url= s3://b/p \n"
-                               "key=with = and : in it\n[slow]\nx:\n"),
-                     0);
+    assert_int_equal(
+        read_text("a = 1\n# comment\n; another\n[fast]\n  url= s3://b/p \n"
+                  "key=with = and : in it\n\t[slow]\nx:\n \n\ty = 2 ; not of y\n  # nor this\n"),
+        0);
     assert_string_equal(buf_cstr(&seen),
-                        "/a=1;fast/url=s3://b/p;fast/key=with = and : in it;slow/x=;");
+                        "/a=1;fast/url=s3://b/p;fast/key=with = and : in it;slow/x=;slow/y=2;");
     buf_clear(&seen);
     assert_int_equal(read_text(""), 0);
     assert_int_equal(seen.len, 0);

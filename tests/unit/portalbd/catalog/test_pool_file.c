@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/buf.h"
+#include "common/config_file.h"
 #include "portalbd/catalog/pool_file.h"
 #include "tests/support/temp.h"
 
@@ -171,7 +172,7 @@ static void test_encode(void **state) {
     assert_int_equal(pool_file_read(x->path, &f, &e), 0);
     struct buf out = {0};
     for (size_t i = 0; i < f.count; i++)
-        pool_config_encode(&out, &f.pools[i], token);
+        assert_int_equal(pool_config_encode(&out, &f.pools[i], token, &e), 0);
     assert_null(strstr(buf_cstr(&out), "token-token"));
     write_file(x->path, buf_cstr(&out), 0600);
     assert_int_equal(pool_file_read(x->path, &back, &e), 0);
@@ -183,12 +184,46 @@ static void test_encode(void **state) {
     buf_release(&out);
 }
 
+/* What no line of a pool file can say, wherever it comes from, is refused by its name alone. */
+static void test_unwritable(void **state) {
+    struct fixture *x = *state;
+    static const char *const secrets[] = {"sesame ;open", "sesame\t;open", "\tsesame", "se\nsame"};
+    char secret[300], text[1000], url[CONFIG_LINE_MAX];
+    struct pool_file f;
+    struct err e;
+    snprintf(secret, sizeof secret, "%s/secret", x->folder);
+    snprintf(text, sizeof text,
+             "[fast]\nurl = s3://b\naccess_key_id = me\nsecret_access_key_file = %s\n", secret);
+    write_file(x->path, text, 0600);
+    for (size_t i = 0; i < ARRAY_LEN(secrets); i++) {
+        write_file(secret, secrets[i], 0600);
+        assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_INVALID);
+        assert_non_null(strstr(e.text, "pool 'fast': its secret_access_key cannot be written"));
+        assert_null(strstr(e.text, "same"));
+    }
+    memset(url, 'x', sizeof url);
+    url[sizeof url - strlen("url = ") + 1] = '\0'; /* without the spaces, it fits */
+    snprintf(text, sizeof text, "[fast]\nurl=%s\n", url);
+    write_file(x->path, text, 0600);
+    assert_int_equal(pool_file_read(x->path, &f, &e), -ERR_INVALID);
+    assert_non_null(strstr(e.text, "its url"));
+    text[strlen(text) - 2] = '\n';
+    text[strlen(text) - 1] = '\0';
+    write_file(x->path, text, 0600);
+    assert_int_equal(pool_file_read(x->path, &f, &e), 0);
+    struct buf out = {0};
+    assert_int_equal(pool_config_encode(&out, &f.pools[0], "", &e), 0);
+    pool_file_release(&f);
+    buf_release(&out);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_good, setup, teardown),
         cmocka_unit_test_setup_teardown(test_keys_from_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_encode, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_unwritable, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

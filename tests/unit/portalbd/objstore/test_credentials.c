@@ -124,6 +124,9 @@ static void test_order(void **state) {
     assert_secret(&s.fixed.secret_access_key, "given");
     s3_credentials_source_release(&s);
     assert_int_equal(s3_credentials_source_init(&s, "AKGIVEN", NULL, NULL, "r", &e), -ERR_CONFIG);
+    assert_int_equal(s3_credentials_source_init(&s, "AK\nX: y", &secret, NULL, "r", &e),
+                     -ERR_CONFIG);
+    assert_non_null(strstr(e.text, "more than one line"));
     secret_release(&secret);
     free(path);
     temp_folder_free(folder);
