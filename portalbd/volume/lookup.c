@@ -132,14 +132,11 @@ void lookup_memory(struct volume *v, uint64_t sector, uint64_t count, struct pie
 /* fiber. Is the snapshot that we serve there still? */
 static int check_pin(struct volume *v, struct err *e) {
     const struct volume_key *key = &v->config.key;
-    char root_key[KEY_MAX];
-    key_pin_root(root_key, key, &v->pin);
-    CLEANUP_BUF struct buf body = {0};
-    int rc = objstore_get(v->store, root_key, MANIFEST_SIZE_MAX, &body, e);
+    struct pin_root root;
+    int rc = pin_root_get(v->store, key, &v->pin, &root, e);
     if (rc < 0 && rc != -ERR_NOT_FOUND)
         return rc;
-    struct pin_root root;
-    bool gone = rc == -ERR_NOT_FOUND || pin_root_decode(&root, buf_view(&body), NULL) < 0;
+    bool gone = rc == -ERR_NOT_FOUND;
     if (!gone) {
         gone = root.expired;
         pin_root_release(&root);

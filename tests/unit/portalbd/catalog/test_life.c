@@ -205,9 +205,53 @@ static void test_life(void **state) {
     pool_fixture_run(*state, life, *state);
 }
 
+static int read_block(struct pool_fixture *f, struct volume *v) {
+    uint8_t block[BLOCK];
+    return bd_read(f->env, volume_blockdev(v), 0, block, sizeof block);
+}
+
+/* Data that is missing under a reader is damage as long as its snapshot is there, even if nobody
+ * can read the snapshot's root any more; only a snapshot that was deleted takes its data along. */
+static void missing_under_reader(void *arg) {
+    struct pool_fixture *f = arg;
+    struct err e;
+    uint32_t image[BLOCKS] = {0};
+    ok(catalog_node_register(&f->catalog, "node-a", "1", &e), &e);
+    struct volume_info v = create(f, "v", NULL);
+    struct volume *dev = attach(f, &v), *reader;
+    write_some(f, dev, image, 1, 1);
+    struct snapshot_info s = cut(f, "s", v.id);
+    detach(f, dev, &v, true);
+    struct volume_config config = {.env = f->env, .store = f->store, .key = v.record.key};
+    ok(volume_open_pin(&config, &s.record.pin, &reader, &e), &e);
+
+    char root[KEY_MAX];
+    key_pin_root(root, &v.record.key, &s.record.pin);
+    const char *key;
+    struct view body;
+    for (size_t i = 0; memory_store_at(f->memory, i, &key, &body);)
+        if (strstr(key, "/log/"))
+            assert_true(memory_store_remove(f->memory, key));
+        else
+            i++;
+    assert_int_equal(read_block(f, reader), -ERR_CORRUPT);
+    memory_store_replace(f->memory, root, view_of_str("rubbish"));
+    assert_int_equal(read_block(f, reader), -ERR_CORRUPT);
+    assert_true(memory_store_remove(f->memory, root));
+    assert_int_equal(read_block(f, reader), -ERR_SHUTDOWN);
+    drop(f, reader);
+    volume_info_release(&v);
+    snapshot_info_release(&s);
+}
+
+static void test_missing_under_reader(void **state) {
+    pool_fixture_run(*state, missing_under_reader, *state);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_life, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_missing_under_reader, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
