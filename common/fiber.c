@@ -435,6 +435,13 @@ void fiber_run_job(struct env *env, void (*fn)(void *arg), void *arg) {
     fiber_done_wait_always(env, &j.done);
 }
 
+void fiber_run_job_if(struct env *env, bool large, void (*fn)(void *arg), void *arg) {
+    if (large)
+        fiber_run_job(env, fn, arg);
+    else
+        fn(arg);
+}
+
 void fiber_group_init(struct fiber_group *g, struct env *env) {
     g->env = env;
     list_init(&g->members);

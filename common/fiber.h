@@ -60,6 +60,9 @@ int fiber_yield(struct env *env);
 /* fiber. Runs fn(arg) on a worker and waits for it; not cancellable: returns only when fn has
  * returned. */
 void fiber_run_job(struct env *env, void (*fn)(void *arg), void *arg);
+/* fiber. The same for what is now and then so little that a worker is not worth it: that, at once.
+ */
+void fiber_run_job_if(struct env *env, bool large, void (*fn)(void *arg), void *arg);
 
 /* A one-shot flag with waiters: what an asynchronous completion sets. */
 struct fiber_done {

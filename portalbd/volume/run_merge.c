@@ -98,10 +98,7 @@ static void free_all(void *arg) {
 
 /* fiber. To give large arrays back to the system takes a while. */
 static void merge_release(struct merge *m) {
-    if (m->bytes <= FREE_INLINE_MAX)
-        free_all(m);
-    else
-        fiber_run_job(m->env, free_all, m);
+    fiber_run_job_if(m->env, m->bytes > FREE_INLINE_MAX, free_all, m);
 }
 
 /* --- the walk, on a worker --- */

@@ -150,14 +150,6 @@ void run_writer_inherit(struct run_writer *w, struct run_reader *base) {
     usage_table_inherit(&w->table, run_reader_index(base));
 }
 
-/* fiber. Does what is a matter of so many objects and pages, on a worker if they are many. */
-static void do_work(struct run_writer *w, size_t count, void (*fn)(void *arg), void *arg) {
-    if (count <= INLINE_MAX)
-        fn(arg);
-    else
-        fiber_run_job(w->env, fn, arg);
-}
-
 /* --- charges --- */
 
 static void charge(struct charges *c, uint32_t number, uint64_t bytes) {
@@ -286,7 +278,7 @@ static int store_part(struct run_writer *w, struct err *e) {
     key_map(key, &w->own, &p->ref.id);
     struct encode_charges_job job = {
         .charges = &c->charges, .usage = w->index.usage, .out = &c->pages};
-    do_work(w, c->charges.count, encode_charges, &job);
+    fiber_run_job_if(w->env, c->charges.count > INLINE_MAX, encode_charges, &job);
     p->first_sector = c->page_first[0];
     p->last_sector = c->end - 1;
     p->sectors = c->sectors;
@@ -426,7 +418,8 @@ static int flush_all(struct run_writer *w, struct err *e) {
     if (w->chunks[0].page_count == 0)
         return 0;
     const struct chunk *second = &w->chunks[1];
-    do_work(w, second->page_count * COPY_COST + second->charges.count, join_chunks, w);
+    fiber_run_job_if(w->env, second->page_count * COPY_COST + second->charges.count > INLINE_MAX,
+                     join_chunks, w);
     return store_part(w, e);
 }
 
@@ -498,7 +491,7 @@ static int discharge_shares(struct run_writer *w, const struct run_share *shares
                             struct err *e) {
     struct err why = {0};
     struct discharge_job job = {.w = w, .shares = shares, .count = count, .e = &why};
-    do_work(w, count, discharge, &job);
+    fiber_run_job_if(w->env, count > INLINE_MAX, discharge, &job);
     return job.rc < 0 ? err_copy(e, &why) : 0;
 }
 
@@ -553,7 +546,7 @@ static int index_store(struct run_writer *w, struct root_run *ret_run, struct er
     struct err why = {0};
     struct encode_job job = {.table = &w->table, .index = &w->index, .out = &body, .e = &why};
     size_t pages = (size_t)(w->stored_bytes / RUN_PAGE_SIZE);
-    do_work(w, w->index.usage_count + pages, encode, &job);
+    fiber_run_job_if(w->env, w->index.usage_count + pages > INLINE_MAX, encode, &job);
     if (job.rc < 0)
         return err_copy(e, &why);
     CHECK(w->index.part_count > 0 && w->index.entry_count > 0);
