@@ -53,7 +53,7 @@ struct fsck_root {
     struct random_id pin;
     struct fsck_root_run *runs; /* owned */
     size_t run_count;
-    uint16_t *volumes; /* owned; of its table, in ours */
+    struct volume_key *volumes; /* owned; its table */
     size_t volume_count;
     struct fsck_name *evacuated; /* owned, sorted */
     size_t evacuated_count;

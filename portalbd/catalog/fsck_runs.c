@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "portalbd/volume/run_reader.h"
+
 enum { PAGES_AT_ONCE = 256 };
 
 /* --- what a run needs --- */
@@ -311,32 +313,20 @@ static void mark(struct run_walk *w, const struct fsck_name *index) {
     }
 }
 
-static bool knows_volume(const struct fsck_root *r, uint16_t volume) {
-    for (size_t i = 0; i < r->volume_count; i++)
-        if (r->volumes[i] == volume)
-            return true;
-    return false;
-}
-
-/* Is this the index that a root means? Its key says nothing of what is in it. */
+/* Is this the index that a root means? True also of a root that does not name it. */
 static bool check_against_root(const struct run_walk *w, const struct fsck_root *root,
                                const struct fsck_name *index) {
     const struct fsck_root_run *run = fsck_root_run(root, index);
-    bool meant = !run || (w->x.entry_count == run->entry_count && w->size == run->size);
-    if (!meant)
-        fsck_report(w->c->f, FSCK_DAMAGE, w->key,
-                    "a run of %llu entries in %llu bytes, a root that names it says %llu in %llu",
-                    (unsigned long long)w->x.entry_count, (unsigned long long)w->size,
-                    (unsigned long long)run->entry_count, (unsigned long long)run->size);
-    for (size_t i = 0; run && i < w->x.volume_count; i++) {
-        if (knows_volume(root, w->volumes[i]))
-            continue;
-        meant = false;
-        fsck_report(w->c->f, FSCK_DAMAGE, w->key,
-                    "a run about volume %s, which a root that names it does not know",
-                    w->x.volumes[i].text);
-    }
-    return meant;
+    struct err why;
+    if (!run)
+        return true;
+    int rc = run_index_check(&w->x, run->entry_count, root->volumes, root->volume_count, &why);
+    if (rc == 0 && w->size != run->size)
+        rc = err_set(&why, -ERR_CORRUPT, "a run of %llu bytes, its root says %llu",
+                     (unsigned long long)w->size, (unsigned long long)run->size);
+    if (rc < 0)
+        fsck_report(w->c->f, FSCK_DAMAGE, w->key, "%s", why.text);
+    return rc == 0;
 }
 
 int fsck_check_run(struct fsck_check *c, struct fsck_run *r, bool *ret_gone, struct err *e) {

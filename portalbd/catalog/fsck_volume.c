@@ -95,7 +95,7 @@ static int add_root(struct fsck_check *c, const struct root *root, const struct 
         r->pin = *pin;
     r->is_pin = pin != NULL;
     r->volumes = xcalloc(root->volume_count, sizeof *r->volumes);
-    memcpy(r->volumes, volumes, root->volume_count * sizeof *r->volumes);
+    memcpy(r->volumes, root->volumes, root->volume_count * sizeof *r->volumes);
     r->volume_count = root->volume_count;
     r->runs = xcalloc(root->run_count + 1, sizeof *r->runs);
     r->evacuated = xcalloc(root->evacuated_count + 1, sizeof *r->evacuated);

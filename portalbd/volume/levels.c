@@ -41,31 +41,12 @@ struct merge {
 
 /* --- the list --- */
 
-static int open_run(struct volume *v, const struct root_run *run, struct run_reader **ret,
-                    struct err *e) {
-    const struct root *root = &v->manifest.root;
-    const struct volume_key *owner = &root->volumes[run->index.volume];
-    struct run_reader *r;
-    int rc = run_reader_open(v->env, v->store, v->pages, owner, &run->index.id, &r, e);
-    if (rc < 0)
-        return rc;
-    rc = run_index_check(run_reader_index(r), run->entry_count, root->volumes, root->volume_count,
-                         e);
-    if (rc < 0) {
-        char key[KEY_MAX];
-        key_map(key, owner, &run->index.id);
-        run_reader_unref(r);
-        return err_wrap(e, "'%s'", key);
-    }
-    *ret = r;
-    return 0;
-}
-
 int open_runs(struct volume *v, struct err *e) {
     const struct root *root = &v->manifest.root;
     v->runs = xcalloc(ROOT_RUNS_MAX, sizeof(struct run_reader *));
     for (size_t i = 0; i < root->run_count; i++) {
-        int rc = open_run(v, &root->runs[i], &v->runs[i], e);
+        int rc = run_reader_open(v->env, v->store, v->pages, &root->runs[i], root->volumes,
+                                 root->volume_count, &v->runs[i], e);
         if (rc < 0)
             return rc;
         v->run_count++;

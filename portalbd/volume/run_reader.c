@@ -52,21 +52,24 @@ int run_index_check(const struct run_index *x, uint64_t entry_count,
 }
 
 int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
-                    const struct volume_key *volume, const struct random_id *index_id,
-                    struct run_reader **ret, struct err *e) {
+                    const struct root_run *run, const struct volume_key *volumes,
+                    size_t volume_count, struct run_reader **ret, struct err *e) {
     char key[KEY_MAX];
     CLEANUP_BUF struct buf body = {0};
     struct err why = {0};
-    key_map(key, volume, index_id);
+    CHECK(run->index.volume < volume_count);
+    key_map(key, &volumes[run->index.volume], &run->index.id);
     int rc = objstore_get(store, key, RUN_INDEX_SIZE_MAX, &body, e);
     if (rc < 0)
         return rc;
     struct run_index index = {0};
     struct decode_job job = {.in = buf_view(&body), .index = &index, .e = &why};
-    if (body.len <= DECODE_INLINE_MAX)
-        decode(&job);
-    else
-        fiber_run_job(env, decode, &job);
+    fiber_run_job_if(env, body.len > DECODE_INLINE_MAX, decode, &job);
+    if (job.rc == 0) {
+        job.rc = run_index_check(&index, run->entry_count, volumes, volume_count, &why);
+        if (job.rc < 0)
+            run_index_release(&index);
+    }
     if (job.rc < 0) {
         err_wrap(&why, "'%s'", key);
         return err_copy(e, &why);
@@ -351,10 +354,8 @@ int run_reader_shares(struct run_reader *r, size_t part, struct run_share **ret,
     if (body.len != p->shares_len)
         job.rc = err_set(&job.why, -ERR_CORRUPT, "%zu bytes of shares instead of %u", body.len,
                          p->shares_len);
-    else if (body.len <= DECODE_INLINE_MAX)
-        decode_shares(&job);
     else
-        fiber_run_job(r->env, decode_shares, &job);
+        fiber_run_job_if(r->env, body.len > DECODE_INLINE_MAX, decode_shares, &job);
     if (job.rc < 0) {
         err_wrap(&job.why, "'%s'", key);
         return err_copy(e, &job.why);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "portalbd/cache/page_cache.h"
+#include "portalbd/format/root.h"
 #include "portalbd/objstore/objstore_fiber.h"
 
 struct run_reader;
@@ -13,11 +14,11 @@ struct run_reader;
 int run_index_check(const struct run_index *x, uint64_t entry_count,
                     const struct volume_key *volumes, size_t volume_count, struct err *e);
 
-/* fiber. Reads the run's index object, which lies under `volume` (the owner of its prefix). pages:
- * shared, borrowed. */
+/* fiber. Reads the index object of a root's run; volumes: that root's table. pages: shared,
+ * borrowed. -ERR_CORRUPT: also what run_index_check says. */
 int run_reader_open(struct env *env, struct objstore *store, struct page_cache *pages,
-                    const struct volume_key *volume, const struct random_id *index_id,
-                    struct run_reader **ret, struct err *e);
+                    const struct root_run *run, const struct volume_key *volumes,
+                    size_t volume_count, struct run_reader **ret, struct err *e);
 /* The same of a run whose index is at hand: takes it over. */
 struct run_reader *run_reader_new(struct env *env, struct objstore *store, struct page_cache *pages,
                                   struct run_index *index);

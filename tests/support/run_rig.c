@@ -98,7 +98,7 @@ uint8_t run_rig_owner(const struct run_rig *f, const struct volume_key *key) {
 struct run_reader *run_rig_open(struct run_rig *f, const struct root_run *run) {
     struct run_reader *r = NULL;
     struct err e = {0};
-    int rc = run_reader_open(f->env, f->store, f->pages, &f->keys[0], &run->index.id, &r, &e);
+    int rc = run_reader_open(f->env, f->store, f->pages, run, f->keys, RUN_RIG_VOLUMES, &r, &e);
     if (rc < 0)
         fail_msg("%s", e.text);
     return r;

@@ -260,7 +260,7 @@ static struct run_reader *open_run(struct bench *b, struct page_cache *pages,
                                    const struct root_run *run) {
     struct run_reader *r;
     struct err e = {0};
-    ok(run_reader_open(b->env, b->store, pages, &b->key, &run->index.id, &r, &e), &e);
+    ok(run_reader_open(b->env, b->store, pages, run, &b->key, 1, &r, &e), &e);
     return r;
 }
 

@@ -211,7 +211,7 @@ static void by_hand(void *arg) {
     expect(&u, FSCK_DAMAGE, a, "a run about volume");
     newest_index(f, &v.key, b);
     swap(&u, a, b);
-    expect(&u, FSCK_DAMAGE, a, "a root that names it says");
+    expect(&u, FSCK_DAMAGE, a, "its root says");
 
     /* What the run needs is no garbage while its index cannot be read. */
     uint64_t garbage = fsck_story_check(f, NULL, true, &l).garbage;
