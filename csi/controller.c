@@ -331,7 +331,7 @@ struct list_arg {
 
 static int list_fn(struct catalog *catalog, void *arg, struct err *e) {
     struct list_arg *a = arg;
-    return catalog_volume_list(catalog, a->token, a->max, &a->list, e);
+    return catalog_volume_list(catalog, a->token, a->max, &a->list, NULL, e);
 }
 
 static Csi__V1__ListVolumesResponse__Entry *list_entry_new(struct rpc_call *call,

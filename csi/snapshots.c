@@ -173,7 +173,7 @@ struct list_arg {
 
 static int list_fn(struct catalog *catalog, void *arg, struct err *e) {
     struct list_arg *a = arg;
-    return catalog_snapshot_list(catalog, a->source_id, a->token, a->max, &a->list, e);
+    return catalog_snapshot_list(catalog, a->source_id, a->token, a->max, &a->list, NULL, e);
 }
 
 int list_snapshots(struct rpc_call *call, const Csi__V1__ListSnapshotsRequest *request,

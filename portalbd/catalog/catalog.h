@@ -97,10 +97,13 @@ struct volume_list {
 };
 void volume_list_release(struct volume_list *l);
 /* Up to max (0: CATALOG_PAGE_MAX) volumes behind `token` (NULL or "": from the start), in an order
- * that means nothing but stays. Volumes that come or go meanwhile may be there or not.
- * -ERR_STALE: not a token of ours. Costs about 3 a volume, CATALOG_PARALLEL_MAX at once. */
+ * that means nothing but stays. Volumes that come or go meanwhile may be there or not. One that
+ * cannot be read (-ERR_CORRUPT, -ERR_UNSUPPORTED) ends the list with its error; when ret_damage is
+ * not NULL it is left out instead, and the error of the first stands there, unless one does
+ * already. -ERR_STALE: not a token of ours. Costs about 3 a volume, CATALOG_PARALLEL_MAX at once.
+ */
 int catalog_volume_list(struct catalog *c, const char *token, size_t max, struct volume_list *ret,
-                        struct err *e);
+                        struct err *ret_damage, struct err *e);
 
 /* Deletes: when it returns 0 the volume does not exist any more, no writer of it acknowledges a
  * flush, and its objects that no snapshot or clone needs are deleted, or will be by the background
@@ -194,10 +197,11 @@ struct snapshot_list {
 };
 void snapshot_list_release(struct snapshot_list *l);
 /* Up to max (0: CATALOG_PAGE_MAX) snapshots behind `token`; with source_id (may be NULL or "") only
- * those of that volume, also of one that is deleted since. -ERR_STALE: not a token of ours. Costs
- * about 1 for each snapshot of the pool up to the page's end. */
+ * those of that volume, also of one that is deleted since. ret_damage: as with volumes.
+ * -ERR_STALE: not a token of ours. Costs about 1 for each snapshot of the pool up to the page's
+ * end. */
 int catalog_snapshot_list(struct catalog *c, const char *source_id, const char *token, size_t max,
-                          struct snapshot_list *ret, struct err *e);
+                          struct snapshot_list *ret, struct err *ret_damage, struct err *e);
 
 /* --- nodes (nodes.c) --- */
 

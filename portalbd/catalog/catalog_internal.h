@@ -147,7 +147,8 @@ struct list_page {
                  struct err *e);
     void (*release)(void *item);
     void *arg;
-    void *items; /* the result; owned */
+    struct err *damage; /* NULL, or where the first of what cannot be read is told */
+    void *items;        /* the result; owned */
     size_t count;
     char next_token[CATALOG_TOKEN_MAX];
 };

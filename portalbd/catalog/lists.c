@@ -55,7 +55,10 @@ static int fetch_batch(struct catalog *c, struct list_page *p, struct fetch *bat
     if (rc < 0)
         err_set_text(e, rc, "the list was cancelled");
     for (size_t i = 0; i < count; i++) {
-        if (batch[i].rc < 0 && rc == 0)
+        bool skip = p->damage && (batch[i].rc == -ERR_CORRUPT || batch[i].rc == -ERR_UNSUPPORTED);
+        if (skip && p->damage->code == 0)
+            *p->damage = batch[i].err;
+        if (batch[i].rc < 0 && !skip && rc == 0)
             rc = err_copy(e, &batch[i].err);
         if (batch[i].rc == 1)
             memcpy((char *)p->items + p->count++ * p->item_size, batch[i].item, p->item_size);

@@ -113,12 +113,13 @@ static void release_snapshot(void *item) {
 }
 
 int catalog_snapshot_list(struct catalog *c, const char *source_id, const char *token, size_t max,
-                          struct snapshot_list *ret, struct err *e) {
+                          struct snapshot_list *ret, struct err *ret_damage, struct err *e) {
     struct parsed_id source;
     struct list_page p = {.root = "snapshots/",
                           .item_size = sizeof(struct snapshot_info),
                           .fetch = fetch_snapshot,
-                          .release = release_snapshot};
+                          .release = release_snapshot,
+                          .damage = ret_damage};
     int rc = catalog_check_token(token, e);
     if (rc < 0)
         return rc;

@@ -290,11 +290,12 @@ static void release_volume(void *item) {
 }
 
 int catalog_volume_list(struct catalog *c, const char *token, size_t max, struct volume_list *ret,
-                        struct err *e) {
+                        struct err *ret_damage, struct err *e) {
     struct list_page p = {.root = "records/",
                           .item_size = sizeof(struct volume_info),
                           .fetch = fetch_volume,
-                          .release = release_volume};
+                          .release = release_volume,
+                          .damage = ret_damage};
     int rc = catalog_list_page(c, &p, token, max, e);
     if (rc < 0)
         return rc;

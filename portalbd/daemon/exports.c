@@ -273,17 +273,20 @@ static int lookup(struct exports *x, struct nbd_lookup *l) {
 
 static int list_pool(struct exports *x, struct nbd_listing *l) {
     struct volume_list page = {0};
+    struct err damage = {0};
     do {
         char token[CATALOG_TOKEN_MAX];
         memcpy(token, page.next_token, sizeof token);
         volume_list_release(&page);
-        int rc = catalog_volume_list(&x->daemon->pool.catalog, token, 0, &page, &l->err);
+        int rc = catalog_volume_list(&x->daemon->pool.catalog, token, 0, &page, &damage, &l->err);
         if (rc < 0)
             return rc;
         for (size_t i = 0; i < page.count && l->count < NBD_LIST_MAX; i++)
             nbd_listing_add(l, page.items[i].record.name, page.items[i].id);
     } while (page.next_token[0] && l->count < NBD_LIST_MAX);
     volume_list_release(&page);
+    if (damage.code)
+        log_warn("the list of exports is not whole", LOG_ERR(&damage));
     return 0;
 }
 

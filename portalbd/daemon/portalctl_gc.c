@@ -54,7 +54,7 @@ static int collect_all(struct ctl *c, struct gc_total *t, struct err *ret_first,
         char token[CATALOG_TOKEN_MAX];
         memcpy(token, page.next_token, sizeof token);
         volume_list_release(&page);
-        int rc = catalog_volume_list(c->catalog, token, 0, &page, e);
+        int rc = catalog_volume_list(c->catalog, token, 0, &page, ret_first, e);
         if (rc < 0)
             return rc;
         for (size_t i = 0; i < page.count; i++) {

@@ -150,6 +150,7 @@ int ctl_volume_clone(struct ctl *c, struct err *e) {
 
 int ctl_volume_list(struct ctl *c, struct err *e) {
     struct volume_list page = {0};
+    struct err damage = {0};
     int rc = ctl_need_pool(c, e);
     if (rc < 0)
         return rc;
@@ -158,14 +159,14 @@ int ctl_volume_list(struct ctl *c, struct err *e) {
         char token[CATALOG_TOKEN_MAX];
         memcpy(token, page.next_token, sizeof token);
         volume_list_release(&page);
-        rc = catalog_volume_list(c->catalog, token, 0, &page, e);
+        rc = catalog_volume_list(c->catalog, token, 0, &page, &damage, e);
         if (rc < 0)
             return rc;
         for (size_t i = 0; i < page.count; i++)
             json_array_append_new(c->result, encode_volume(&page.items[i]));
     } while (page.next_token[0]);
     volume_list_release(&page);
-    return 0;
+    return err_copy(e, &damage);
 }
 
 int ctl_volume_show(struct ctl *c, struct err *e) {
@@ -199,7 +200,11 @@ int ctl_volume_grow(struct ctl *c, struct err *e) {
         return rc;
     char id[ID_MAX];
     memcpy(id, info.id, ID_MAX);
+    uint64_t was = info.size_bytes;
     volume_info_release(&info);
+    if (size < was)
+        return err_set(e, -ERR_INVALID, "volume '%s' has %llu bytes, and volumes do not shrink",
+                       c->argv[0], (unsigned long long)was);
     rc = catalog_volume_expand(c->catalog, id, size, 0, &info, &needs_node, e);
     if (rc < 0)
         return rc;
@@ -259,6 +264,7 @@ int ctl_snapshot_create(struct ctl *c, struct err *e) {
 
 int ctl_snapshot_list(struct ctl *c, struct err *e) {
     struct snapshot_list page = {0};
+    struct err damage = {0};
     char volume[ID_MAX] = "";
     int rc = ctl_need_pool(c, e);
     if (rc == 0 && c->argv[0]) {
@@ -276,14 +282,14 @@ int ctl_snapshot_list(struct ctl *c, struct err *e) {
         char token[CATALOG_TOKEN_MAX];
         memcpy(token, page.next_token, sizeof token);
         snapshot_list_release(&page);
-        rc = catalog_snapshot_list(c->catalog, volume, token, 0, &page, e);
+        rc = catalog_snapshot_list(c->catalog, volume, token, 0, &page, &damage, e);
         if (rc < 0)
             return rc;
         for (size_t i = 0; i < page.count; i++)
             json_array_append_new(c->result, encode_snapshot(&page.items[i]));
     } while (page.next_token[0]);
     snapshot_list_release(&page);
-    return 0;
+    return err_copy(e, &damage);
 }
 
 int ctl_snapshot_show(struct ctl *c, struct err *e) {

@@ -307,7 +307,8 @@ static int verb_snapshot_list(struct served *s, const json_t *args, json_t **ret
         rc = err_set(e, -ERR_INVALID, "the argument \"max\" is 1 to %d", SNAPSHOTS_MAX);
     struct snapshot_list list;
     if (rc == 0)
-        rc = catalog_snapshot_list(&s->config.pool->catalog, s->target.id, token, max, &list, e);
+        rc = catalog_snapshot_list(&s->config.pool->catalog, s->target.id, token, max, &list, NULL,
+                                   e);
     if (rc < 0)
         return rc;
     json_t *items = json_array();

@@ -141,7 +141,7 @@ static void add(struct pool_fixture *f, struct contents *l, const char *name, st
 static void read_snapshots(struct pool_fixture *f, struct contents *l) {
     struct err e;
     struct snapshot_list list;
-    ok(catalog_snapshot_list(&f->catalog, NULL, NULL, 0, &list, &e), &e);
+    ok(catalog_snapshot_list(&f->catalog, NULL, NULL, 0, &list, NULL, &e), &e);
     for (size_t i = 0; i < list.count; i++) {
         const struct snapshot_record *r = &list.items[i].record;
         struct volume_config config = {.env = f->env, .store = f->store, .key = r->source};
@@ -156,7 +156,7 @@ static void read_snapshots(struct pool_fixture *f, struct contents *l) {
 static void read_volumes(struct pool_fixture *f, struct contents *l) {
     struct err e;
     struct volume_list list;
-    ok(catalog_volume_list(&f->catalog, NULL, 0, &list, &e), &e);
+    ok(catalog_volume_list(&f->catalog, NULL, 0, &list, NULL, &e), &e);
     for (size_t i = 0; i < list.count; i++) {
         struct volume *v = attach(f, list.items[i].id);
         add(f, l, list.items[i].record.name, v);

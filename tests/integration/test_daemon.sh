@@ -94,6 +94,9 @@ exits 0 ctl volume grow a 96M
 [ "$(nbdinfo --size "$(uri a)")" = $((96 << 20)) ] || fail "grown"
 io a 'write -P 0x41 95M 1M' flush 'read -P 0x41 95M 1M'
 [ "$(ctl -o json snapshot list a | jq -r '.[].name')" = a@one ] || fail "snapshot list"
+exits 2 ctl volume grow a 64M
+grep -q 'do not shrink' "$WORK/err" || fail "$(cat "$WORK/err")"
+exits 0 ctl volume grow a 96M
 exits 5 ctl volume delete a
 grep -q 'served on this node' "$WORK/err" || fail "$(cat "$WORK/err")"
 exits 0 ctl snapshot delete a@one

@@ -113,8 +113,18 @@ for key in "$pool/volumes/$volume/manifest" "$pool/records/$(printf v | sha256su
     exits 7 ctl volume show v
     grep -q "${newest#"$pool"/}: " "$WORK/err" || fail "$(cat "$WORK/err")"
     exits 7 ctl inspect "${newest#"$pool"/}"
+    exits 7 ctl -o json volume list # the others, and what is wrong
+    result '[.[].name] | sort == ["c", "d"]'
+    grep -q "${newest#"$pool"/}: " "$WORK/err" || fail "$(cat "$WORK/err")"
     back "$newest"
 done
+newest=$(find "$pool/snapshots/$(printf v@one | sha256sum | cut -c1-32)" -type f | sort | head -1)
+exits 0 ctl -o json snapshot list
+result '[.[].name] | sort == ["v@one", "w@last"]'
+swap "$newest" "$WORK/empty"
+exits 7 ctl -o json snapshot list
+result '[.[].name] == ["w@last"]'
+back "$newest"
 exits 3 ctl --store "file://$WORK" fsck
 exits 0 ctl fsck
 

@@ -346,7 +346,7 @@ static int list_volumes(struct controller *c, struct listing *l, struct err *e) 
     char token[CATALOG_TOKEN_MAX] = "";
     size_t max = sim_between(&c->sim->world, 1, 8);
     do {
-        int rc = catalog_volume_list(&c->catalog, token, max, &page, e);
+        int rc = catalog_volume_list(&c->catalog, token, max, &page, NULL, e);
         if (rc < 0)
             return rc;
         for (size_t i = 0; i < page.count; i++)
@@ -362,7 +362,7 @@ static int list_snapshots(struct controller *c, struct listing *l, struct err *e
     char token[CATALOG_TOKEN_MAX] = "";
     size_t max = sim_between(&c->sim->world, 1, 8);
     do {
-        int rc = catalog_snapshot_list(&c->catalog, NULL, token, max, &page, e);
+        int rc = catalog_snapshot_list(&c->catalog, NULL, token, max, &page, NULL, e);
         if (rc < 0)
             return rc;
         for (size_t i = 0; i < page.count; i++)

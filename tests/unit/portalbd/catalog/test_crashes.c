@@ -120,7 +120,7 @@ static void run_call(void *arg) {
 static void check_roots(struct stage *st) {
     struct err e;
     struct snapshot_list l;
-    ok(catalog_snapshot_list(&st->f.catalog, NULL, NULL, 0, &l, &e), &e);
+    ok(catalog_snapshot_list(&st->f.catalog, NULL, NULL, 0, &l, NULL, &e), &e);
     for (size_t i = 0; i < l.count; i++) {
         struct pin_root p;
         struct view body;
@@ -144,10 +144,10 @@ static void clean_up(void *arg) {
     struct snapshot_list snapshots;
     struct volume_list volumes;
     check_roots(st);
-    ok(catalog_snapshot_list(c, NULL, NULL, 0, &snapshots, &e), &e);
+    ok(catalog_snapshot_list(c, NULL, NULL, 0, &snapshots, NULL, &e), &e);
     for (size_t i = 0; i < snapshots.count; i++)
         ok(catalog_snapshot_delete(c, snapshots.items[i].id, &e), &e);
-    ok(catalog_volume_list(c, NULL, 0, &volumes, &e), &e);
+    ok(catalog_volume_list(c, NULL, 0, &volumes, NULL, &e), &e);
     for (size_t i = 0; i < volumes.count; i++)
         ok(catalog_volume_delete(c, volumes.items[i].id, true, &e), &e);
     snapshot_list_release(&snapshots);

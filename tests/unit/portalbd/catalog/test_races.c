@@ -414,8 +414,8 @@ static void check_nothing_leaks(struct world *w) {
     size_t live = 0;
     struct snapshot_list snapshots;
     struct volume_list volumes;
-    CHECK(catalog_snapshot_list(&w->f.catalog, NULL, NULL, 0, &snapshots, &e) == 0);
-    CHECK(catalog_volume_list(&w->f.catalog, NULL, 0, &volumes, &e) == 0);
+    CHECK(catalog_snapshot_list(&w->f.catalog, NULL, NULL, 0, &snapshots, NULL, &e) == 0);
+    CHECK(catalog_volume_list(&w->f.catalog, NULL, 0, &volumes, NULL, &e) == 0);
     for (size_t i = 0; i < snapshots.count; i++)
         check_snapshot(w, &snapshots.items[i]);
     live = snapshots.count;
@@ -440,8 +440,8 @@ static void delete_everything(struct world *w) {
     struct err e;
     struct snapshot_list snapshots;
     struct volume_list volumes;
-    CHECK(catalog_snapshot_list(&w->f.catalog, NULL, NULL, 0, &snapshots, &e) == 0);
-    CHECK(catalog_volume_list(&w->f.catalog, NULL, 0, &volumes, &e) == 0);
+    CHECK(catalog_snapshot_list(&w->f.catalog, NULL, NULL, 0, &snapshots, NULL, &e) == 0);
+    CHECK(catalog_volume_list(&w->f.catalog, NULL, 0, &volumes, NULL, &e) == 0);
     for (size_t i = 0; i < snapshots.count; i++)
         CHECK(catalog_snapshot_delete(&w->f.catalog, snapshots.items[i].id, &e) == 0);
     for (size_t i = 0; i < volumes.count; i++)

@@ -114,7 +114,7 @@ static void lists(void *arg) {
         char token[CATALOG_TOKEN_MAX] = "";
         do {
             struct snapshot_list l;
-            ok(catalog_snapshot_list(c, cases[i].source, token, 5, &l, &e), &e);
+            ok(catalog_snapshot_list(c, cases[i].source, token, 5, &l, NULL, &e), &e);
             assert_true(l.count <= 5);
             seen += l.count;
             memcpy(token, l.next_token, sizeof token);

@@ -236,7 +236,7 @@ static void lists(void *arg) {
         char token[CATALOG_TOKEN_MAX] = "", last[ID_MAX] = "";
         do {
             struct volume_list l;
-            ok(catalog_volume_list(c, token, max, &l, &e), &e);
+            ok(catalog_volume_list(c, token, max, &l, NULL, &e), &e);
             assert_true(l.count <= max);
             for (size_t i = 0; i < l.count; i++) {
                 assert_true(strcmp(l.items[i].id, last) > 0);
@@ -251,7 +251,24 @@ static void lists(void *arg) {
         assert_true(pages <= DIV_UP(VOLUMES, max) + 1);
     }
     struct volume_list l;
-    assert_int_equal(catalog_volume_list(c, "rubbish", 10, &l, &e), -ERR_STALE);
+    assert_int_equal(catalog_volume_list(c, "rubbish", 10, &l, NULL, &e), -ERR_STALE);
+
+    /* One that cannot be read ends the list, or is left out and told. */
+    const char *key;
+    struct view body;
+    char bad[KEY_MAX] = "";
+    for (size_t i = 0; !bad[0] && memory_store_at(f->memory, i, &key, &body); i++)
+        if (strncmp(key, "records/", 8) == 0)
+            snprintf(bad, sizeof bad, "%s", key);
+    memory_store_replace(f->memory, bad, view_of_str("rubbish"));
+    struct err damage = {0};
+    assert_int_equal(catalog_volume_list(c, NULL, 0, &l, NULL, &e), -ERR_CORRUPT);
+    assert_non_null(strstr(e.text, bad));
+    ok(catalog_volume_list(c, NULL, 0, &l, &damage, &e), &e);
+    assert_int_equal(l.count, VOLUMES - 6);
+    assert_int_equal(damage.code, -ERR_CORRUPT);
+    assert_non_null(strstr(damage.text, bad));
+    volume_list_release(&l);
 }
 
 static void test_lists(void **state) {
