@@ -8,7 +8,9 @@
  *
  * Outcomes that callers act on (rc):
  *
- * 0: done; of a PUT: the object at that key is this body, put by this request.
+ * 0: done; of a PUT: the object at that key is this body, put by this request. Layers may have sent
+ * the request more than once, and a copy that nobody waits for any more takes effect when the store
+ * comes to it: what a DELETE took away behind the PUT may be there once more.
  *
  * -ERR_EXISTS, PUT: somebody else's object is there. The retry layer decided so by reading it back:
  * `body` holds up to OBJ_READ_BACK_MAX bytes from its start, object_size is its size.

@@ -178,7 +178,8 @@ int objstore_open(struct loop *loop, const struct objstore_config *config, struc
     }
     const struct metrics_label *labels =
         config->pool ? METRICS_LABELS({"pool", config->pool}) : NULL;
-    if (url.scheme == OBJ_SCHEME_S3) /* a disk is not faster the second time */
+    /* A disk is not faster the second time. */
+    if (url.scheme == OBJ_SCHEME_S3 && !config->no_hedging)
         base = objstore_hedge_new(base, NULL, config->metrics, labels);
     struct limit_options limit = {.requests_max = config->requests_max};
     struct retry_options retry = {.give_up_us = config->give_up_us,

@@ -40,6 +40,7 @@ struct objstore_config {
     void *renew_arg; /* borrowed until the store is closed */
     enum objstore_addressing addressing;
     const char *ca_file; /* else AWS_CA_BUNDLE, the system's */
+    bool no_hedging;     /* nothing is sent a second time only because it is slow (hedge.h) */
 
     uint64_t give_up_us;     /* 0: retry for ever. For command lines and calls with a deadline. */
     unsigned requests_max;   /* in flight; 0: 64 */

@@ -5,10 +5,17 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
 #include "common/err.h"
+
+/* A check that fails in a fiber, or on another thread, cannot jump back into cmocka: it says what
+ * it saw and ends the program. */
+__attribute__((constructor)) static inline void abort_on_failure(void) {
+    setenv("CMOCKA_TEST_ABORT", "1", 0);
+}
 
 /* Fails with the text of an error. e: of what returned rc; may be NULL. */
 static inline void ok(int rc, const struct err *e) {
