@@ -65,7 +65,7 @@ struct volume_config {
     uint32_t map_page_entries;    /* entries of its pages, at most; 0: as many as fit; for tests */
     uint32_t map_parts_max;   /* parts of a run, at least 8; 0: what the format allows. For tests */
     uint64_t gc_delay_us;     /* between a change and the GC round for it; 0: 2 s */
-    uint32_t gc_live_percent; /* objects with less than this live are rewritten; 0: 55 */
+    uint32_t gc_live_percent; /* objects with less than this live are rewritten; 0: 58 */
     uint64_t gc_move_bytes;   /* dead bytes in them that make it worth while; 0: 8 MiB */
     uint32_t flatten_depth;   /* clones that deep get data of their own; 0: 8 */
     bool gc_off;              /* no GC in the background, only volume_collect: for tests */
