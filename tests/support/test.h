@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
@@ -12,9 +13,10 @@
 #include "common/err.h"
 
 /* A check that fails in a fiber, or on another thread, cannot jump back into cmocka: it says what
- * it saw and ends the program. */
-__attribute__((constructor)) static inline void abort_on_failure(void) {
+ * it saw and ends the program. Lines stay whole beside those of the log, tests/run counts them. */
+__attribute__((constructor)) static inline void set_up_cmocka(void) {
     setenv("CMOCKA_TEST_ABORT", "1", 0);
+    setvbuf(stdout, NULL, _IOLBF, 0);
 }
 
 /* Fails with the text of an error. e: of what returned rc; may be NULL. */
