@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 start_s3
-PORTALBD_TEST_S3=s3://bucket/conformance "$BUILD/tests/conformance/objstore/test_objstore" |
+PORTALBD_TEST_S3=s3://bucket/conformance "$BUILD/tests/conformance/objstore/test_objstore" 2>&1 |
     tee "$WORK/out.txt"
 if grep -q '\[  SKIPPED \].*s3' "$WORK/out.txt"; then
     fail "the suite did not run on the S3 server"
