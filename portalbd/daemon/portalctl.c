@@ -46,10 +46,13 @@ static const struct option_spec options[] = {
      .commands = OPTION_FOR(POOL_CREATE) | OPTION_FOR(POOL_CHECK),
      .help = "Use a pool although it is another cluster's."},
     {"force", OPTION_BOOL, offsetof(struct ctl_config, force), .letter = 'f',
-     .commands = OPTION_FOR(VOLUME_DELETE) | OPTION_FOR(DETACH),
-     .help = "volume delete: also a volume that is published to a node. detach: also a device that "
-             "is in use, and without waiting for the store; what is not stored yet stays in the "
-             "journal of this node, until the volume is attached here again."},
+     .commands = OPTION_FOR(POOL_DELETE) | OPTION_FOR(VOLUME_DELETE) | OPTION_FOR(DETACH),
+     .help =
+         "pool delete: also when a node has a volume of it; never make a pool at the same place "
+         "while a writer of the old one may still run, for ids begin anew. volume delete: also "
+         "a volume that is published to a node. detach: also a device that "
+         "is in use, and without waiting for the store; what is not stored yet stays in the "
+         "journal of this node, until the volume is attached here again."},
     {"yes", OPTION_BOOL, offsetof(struct ctl_config, yes), .letter = 'y',
      .commands = OPTION_FOR(POOL_DELETE) | OPTION_FOR(SNAPSHOT_RESTORE),
      .help = "Really: do not ask. Without a terminal there is nobody to ask, and nothing is done."},
@@ -98,7 +101,9 @@ static const struct option_command commands[] = {
     [POOL_CREATE] = {"pool create", NULL, 0, 0,
                      "make the pool; prove first that the store keeps what it promises"},
     [POOL_CHECK] = {"pool check", NULL, 0, 0, "is there a pool, and can it be used?"},
-    [POOL_DELETE] = {"pool delete", NULL, 0, 0, "delete everything under the pool's prefix"},
+    [POOL_DELETE] =
+        {"pool delete", NULL, 0, 0,
+         "delete the pool, all its volumes and snapshots; nothing else under its prefix"},
     [VOLUME_CREATE] = {"volume create", "NAME", 1, 1, "create a volume of --size"},
     [VOLUME_LIST] = {"volume list", NULL, 0, 0, "the volumes of the pool"},
     [VOLUME_SHOW] = {"volume show", "VOLUME", 1, 1, "one volume"},

@@ -50,14 +50,18 @@ int ctl_need_pool(struct ctl *c, struct err *e) {
     if (c->catalog)
         return 0;
     int rc = ctl_open_pool(c, e);
-    if (rc < 0 || c->command == POOL_CREATE || c->command == POOL_DELETE)
+    if (rc < 0 || c->command == POOL_CREATE)
         return rc;
     struct pool_record record;
     struct pool_create any = {.allow_other_cluster = true};
     rc = catalog_pool_check(c->catalog, &any, &record, e);
     if (rc == 0)
         pool_record_release(&record);
-    return rc;
+    if (c->command != POOL_DELETE)
+        return rc;
+    if (rc == -ERR_NOT_FOUND)
+        return err_set(e, rc, "there is no pool here: nothing was deleted");
+    return rc == -ERR_CORRUPT || rc == -ERR_UNSUPPORTED ? 0 : rc; /* broken or newer: a pool */
 }
 
 int ctl_find_volume(struct ctl *c, const char *name, struct volume_info *ret, struct err *e) {

@@ -1,10 +1,10 @@
 /* portalctl's parts: what the commands share.
  *
  * portalctl.c has the table of options and commands; portalctl_find.c finds pools, volumes and
- * daemons; portalctl_volumes.c works on the store, portalctl_daemons.c asks daemons,
- * portalctl_devices.c attaches and detaches through the node agent (portalctl_agent.c starts it,
- * portalctl_attached.c asks it, portalctl_pools.c sees to its pool file); portalctl_output.c
- * prints.
+ * daemons; portalctl_pool.c and portalctl_volumes.c work on the store, portalctl_daemons.c asks
+ * daemons, portalctl_devices.c attaches and detaches through the node agent (portalctl_agent.c
+ * starts it, portalctl_attached.c asks it, portalctl_pools.c sees to its pool file);
+ * portalctl_output.c prints.
  */
 #pragma once
 
@@ -125,7 +125,7 @@ bool ctl_is_id(const char *text, enum id_kind kind);
 bool ctl_is_named(const char *id, const char *name);
 /* fiber. Opens the pool that the options name. */
 int ctl_open_pool(struct ctl *c, struct err *e);
-/* fiber. The same, and checks that there is one. */
+/* fiber. The same, and checks that there is one; to pool delete, one that is damaged is one. */
 int ctl_need_pool(struct ctl *c, struct err *e);
 /* fiber. By name or id. */
 int ctl_find_volume(struct ctl *c, const char *name, struct volume_info *ret, struct err *e);

@@ -1,4 +1,4 @@
-/* portalctl: pools, volumes and snapshots, on the store. */
+/* portalctl: volumes and snapshots, on the store. */
 #include <string.h>
 
 #include "common/mem.h"
@@ -30,63 +30,6 @@ static json_t *encode_snapshot(const struct snapshot_info *i) {
 
 static char *snapshot_name(const char *volume, const char *name) {
     return strchr(name, '@') ? xstrdup(name) : xasprintf("%s@%s", volume, name);
-}
-
-/* --- pool --- */
-
-int ctl_pool_create_or_check(struct ctl *c, struct err *e) {
-    struct pool_create options_ = {.cluster_id = c->config.cluster_id,
-                                   .allow_other_cluster = c->config.any_cluster};
-    struct pool_record record;
-    int rc = ctl_need_pool(c, e);
-    if (rc == 0)
-        rc = c->command == POOL_CREATE ? catalog_pool_create(c->catalog, &options_, &record, e)
-                                       : catalog_pool_check(c->catalog, &options_, &record, e);
-    if (rc < 0)
-        return rc;
-    char uuid[RANDOM_ID_HEX];
-    random_id_to_hex(&record.uuid, uuid);
-    c->result = json_pack("{s:s,s:s,s:s,s:b,s:I}", "pool", c->pool.name, "uuid", uuid, "cluster_id",
-                          record.cluster_id, "conditional_put", record.conditional_put,
-                          "created_ms", (json_int_t)record.created_ms);
-    pool_record_release(&record);
-    return 0;
-}
-
-/* Everything goes but what others may have put there; the pool's own record goes last, so that a
- * deletion that was cut off can be repeated. */
-int ctl_pool_delete(struct ctl *c, struct err *e) {
-    enum { BATCH = OBJ_LIST_MAX };
-    char pool_key[KEY_MAX];
-    uint64_t deleted = 0;
-    int rc = ctl_confirm(c, e, "every volume and snapshot of the pool is lost");
-    if (rc == 0)
-        rc = ctl_need_pool(c, e);
-    key_pool(pool_key);
-    static const char *const prefixes[] = {"volumes/", "snapshots/", "records/", "nodes/", ""};
-    for (size_t i = 0; rc == 0 && i < ARRAY_LEN(prefixes); i++) {
-        struct obj_list list = {0};
-        do {
-            obj_list_release(&list);
-            rc = objstore_list(c->pool.store, prefixes[i], NULL, BATCH, &list, e);
-            const char *keys[BATCH];
-            size_t count = 0;
-            for (size_t k = 0; rc == 0 && k < list.count; k++) {
-                /* The last round: the pool's record and its probe, nothing of strangers. */
-                if (prefixes[i][0] || strncmp(list.entries[k].key, "portalbd", 8) == 0)
-                    keys[count++] = list.entries[k].key;
-            }
-            if (rc == 0 && count)
-                rc = objstore_delete(c->pool.store, keys, count, e);
-            deleted += rc == 0 ? count : 0;
-            if (!prefixes[i][0])
-                break;
-        } while (rc == 0 && list.count);
-        obj_list_release(&list);
-    }
-    if (rc == 0)
-        c->result = json_pack("{s:I}", "objects_deleted", (json_int_t)deleted);
-    return rc;
 }
 
 /* --- volumes --- */
