@@ -28,8 +28,44 @@ static json_t *encode_snapshot(const struct snapshot_info *i) {
                      (json_int_t)r->size_bytes, "created_ms", (json_int_t)r->created_ms);
 }
 
-static char *snapshot_name(const char *volume, const char *name) {
-    return strchr(name, '@') ? xstrdup(name) : xasprintf("%s@%s", volume, name);
+/* --- names --- */
+
+/* Behind '@' a name is a snapshot's, and what looks like an id is one: nothing would find a volume
+ * of such a name. (The catalog takes any: others than portalctl name by id.) */
+static int check_new_volume(const char *name, struct err *e) {
+    if (strchr(name, '@'))
+        return err_set(e, -ERR_INVALID, "'%s' cannot be a volume's name: volume@name is a snapshot",
+                       name);
+    if (ctl_is_id(name, ID_VOLUME) || ctl_is_id(name, ID_SNAPSHOT))
+        return err_set(e, -ERR_INVALID, "'%s' cannot be a volume's name: it has the form of an id",
+                       name);
+    return 0;
+}
+
+/* "<volume>@<name>", where name may be that already. *ret is owned by the caller. */
+static int snapshot_name(const char *volume, const char *name, char **ret, struct err *e) {
+    size_t len = strlen(volume);
+    const char *own = name;
+    if (strncmp(name, volume, len) == 0 && name[len] == '@')
+        own = name + len + 1;
+    if (!own[0])
+        return err_set(e, -ERR_INVALID, "a snapshot needs a name");
+    if (strchr(own, '@'))
+        return err_set(e, -ERR_INVALID,
+                       "a snapshot of volume '%.128s' cannot be called '%.128s': "
+                       "say NAME or VOLUME@NAME",
+                       volume, name);
+    if (len + 2 > ENTITY_NAME_MAX)
+        return err_set(e, -ERR_INVALID,
+                       "the name of volume '%s' is too long for snapshots: "
+                       "VOLUME@NAME has at most %d bytes",
+                       volume, ENTITY_NAME_MAX);
+    if (len + 1 + strlen(own) > ENTITY_NAME_MAX)
+        return err_set(e, -ERR_INVALID,
+                       "a snapshot's whole name, '%.128s@%.128s', has at most %d bytes", volume,
+                       own, ENTITY_NAME_MAX);
+    *ret = xasprintf("%s@%s", volume, own);
+    return 0;
 }
 
 /* --- volumes --- */
@@ -44,46 +80,81 @@ static int create(struct ctl *c, const struct volume_create *req, struct err *e)
     return 0;
 }
 
-int ctl_volume_create(struct ctl *c, struct err *e) {
-    int rc = ctl_need_pool(c, e);
-    if (rc < 0)
-        return rc;
-    if (!c->config.size && !c->config.source)
-        return err_set(e, -ERR_INVALID, "volume create: --size is missing");
-    return create(c,
-                  &(struct volume_create){
-                      .name = c->argv[0], .size_bytes = c->config.size, .source = c->config.source},
-                  e);
-}
-
-/* A volume, or a snapshot; a volume that is open here is flushed first. */
-static int find_source(struct ctl *c, const char *name, char ret_id[ID_MAX], struct err *e) {
+/* A volume, or a snapshot. */
+static int find_source(struct ctl *c, const char *name, char ret_id[ID_MAX], uint64_t *ret_size,
+                       struct err *e) {
+    bool is_snapshot = ctl_is_id(name, ID_SNAPSHOT) || strchr(name, '@');
     struct snapshot_info snapshot;
     struct volume_info volume;
-    json_t *flushed = NULL;
-    int rc;
-    if (ctl_is_id(name, ID_SNAPSHOT) || strchr(name, '@')) {
-        rc = ctl_find_snapshot(c, name, &snapshot, e);
-        if (rc < 0)
-            return rc;
-        memcpy(ret_id, snapshot.id, ID_MAX);
-        snapshot_info_release(&snapshot);
-        return 0;
-    }
-    rc = ctl_find_volume(c, name, &volume, e);
+    int rc = is_snapshot ? ctl_find_snapshot(c, name, &snapshot, e)
+                         : ctl_find_volume(c, name, &volume, e);
     if (rc < 0)
         return rc;
-    memcpy(ret_id, volume.id, ID_MAX);
-    volume_info_release(&volume);
-    rc = ctl_ask(c, ret_id, "flush", NULL, &flushed, e);
-    json_decref(flushed);
-    return rc == -ERR_NOT_FOUND ? 0 : rc;
+    memcpy(ret_id, is_snapshot ? snapshot.id : volume.id, ID_MAX);
+    *ret_size = is_snapshot ? snapshot.record.size_bytes : volume.size_bytes;
+    if (is_snapshot)
+        snapshot_info_release(&snapshot);
+    else
+        volume_info_release(&volume);
+    return 0;
 }
 
+static int check_clone_size(struct ctl *c, const char *source, uint64_t source_size,
+                            struct err *e) {
+    uint64_t size = c->config.size;
+    if (size == 0 || size >= source_size ||
+        ALIGN_UP(size, (uint64_t)VOLUME_BLOCK_SIZE) >= source_size)
+        return 0;
+    return err_set(e, -ERR_INVALID,
+                   "'%s' has %llu bytes, and a clone is not smaller: leave --size out, or say more",
+                   source, (unsigned long long)source_size);
+}
+
+/* A source that is not found may be one of a volume that exists by now: the catalog knows. */
+static int check_source_size(struct ctl *c, const char *source, struct err *e) {
+    char id[ID_MAX];
+    uint64_t size;
+    if (!c->config.size || !(ctl_is_id(source, ID_VOLUME) || ctl_is_id(source, ID_SNAPSHOT)))
+        return 0;
+    int rc = find_source(c, source, id, &size, e);
+    if (rc == -ERR_NOT_FOUND)
+        return 0;
+    return rc < 0 ? rc : check_clone_size(c, source, size, e);
+}
+
+int ctl_volume_create(struct ctl *c, struct err *e) {
+    const char *name = c->argv[0], *source = c->config.source;
+    if (!c->config.size && !source)
+        return err_set(e, -ERR_INVALID, "volume create: a --size of more than 0 is wanted");
+    int rc = check_new_volume(name, e);
+    if (rc == 0)
+        rc = ctl_need_pool(c, e);
+    if (rc == 0 && source)
+        rc = check_source_size(c, source, e);
+    if (rc < 0)
+        return rc;
+    return create(
+        c, &(struct volume_create){.name = name, .size_bytes = c->config.size, .source = source},
+        e);
+}
+
+/* A volume that is open here is flushed first. */
 int ctl_volume_clone(struct ctl *c, struct err *e) {
     char source[ID_MAX];
-    int rc = find_source(c, c->argv[0], source, e);
+    uint64_t source_size;
+    json_t *flushed = NULL;
+    int rc = check_new_volume(c->argv[1], e);
+    if (rc == 0)
+        rc = find_source(c, c->argv[0], source, &source_size, e);
+    if (rc == 0)
+        rc = check_clone_size(c, c->argv[0], source_size, e);
     if (rc < 0)
+        return rc;
+    if (ctl_is_id(source, ID_VOLUME)) {
+        rc = ctl_ask(c, source, "flush", NULL, &flushed, e);
+        json_decref(flushed);
+    }
+    if (rc < 0 && rc != -ERR_NOT_FOUND)
         return rc;
     return create(
         c,
@@ -187,13 +258,14 @@ int ctl_volume_delete(struct ctl *c, struct err *e) {
 int ctl_snapshot_create(struct ctl *c, struct err *e) {
     struct volume_info volume;
     struct snapshot_info info;
-    if (!c->argv[1][0])
-        return err_set(e, -ERR_INVALID, "a snapshot needs a name");
+    CLEANUP_FREE char *name = NULL;
     int rc = ctl_find_volume(c, c->argv[0], &volume, e);
     if (rc < 0)
         return rc;
-    CLEANUP_FREE char *name = snapshot_name(volume.record.name, c->argv[1]);
-    rc = ctl_ask(c, volume.id, "snapshot.create", json_pack("{s:s}", "name", name), &c->result, e);
+    rc = snapshot_name(volume.record.name, c->argv[1], &name, e);
+    if (rc == 0)
+        rc = ctl_ask(c, volume.id, "snapshot.create", json_pack("{s:s}", "name", name), &c->result,
+                     e);
     if (rc == -ERR_NOT_FOUND) { /* no daemon here: the store is enough */
         rc = catalog_snapshot_create(c->catalog, name, volume.id, &info, e);
         if (rc == 0) {
