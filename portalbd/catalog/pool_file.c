@@ -182,6 +182,11 @@ static int set_secret(struct secret *s, struct view v, const char *key, struct e
     return 0;
 }
 
+/* Whatever it is: no -ERR_NOT_FOUND, which says that there is no pool file. */
+static int cannot_read(const char *key, const char *path, int eno, struct err *e) {
+    return err_set(e, -ERR_CONFIG, "%s %s: %s", key, path, strerror(eno));
+}
+
 /* A value from a file of its own: a token is longer than a line of this one may be, a key may come
  * from elsewhere (a Secret of Kubernetes). Space at its end is not part of it. */
 static int set_secret_from_file(struct secret *s, const char *path, const char *key,
@@ -189,12 +194,12 @@ static int set_secret_from_file(struct secret *s, const char *path, const char *
     uint8_t bytes[SECRET_MAX + 2];
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return err_from_errno(e, errno, "%s %s", key, path);
+        return cannot_read(key, path, errno, e);
     ssize_t n = read(fd, bytes, sizeof bytes);
     int eno = errno;
     close(fd);
     if (n < 0)
-        return err_from_errno(e, eno, "%s %s", key, path);
+        return cannot_read(key, path, eno, e);
     size_t len = (size_t)n;
     while (len > 0 && (bytes[len - 1] == '\n' || bytes[len - 1] == '\r' || bytes[len - 1] == ' '))
         len--;
@@ -263,6 +268,11 @@ static int check_pool(const struct pool_config *p, struct err *e) {
         return err_set(e, -ERR_CONFIG,
                        "pool '%s' has no url: write url = s3://bucket/prefix or "
                        "file:///path",
+                       p->name);
+    if (strchr(p->endpoint, '@')) /* not repeated: a password may stand before it */
+        return err_set(e, -ERR_CONFIG,
+                       "pool '%s': its endpoint has a user or password before '@': keys are "
+                       "access_key_id and secret_access_key",
                        p->name);
     if (!known)
         return err_set(e, -ERR_CONFIG, "pool '%s': addressing is path, virtual or auto", p->name);

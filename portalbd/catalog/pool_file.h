@@ -60,8 +60,8 @@ struct pool_file {
 void pool_file_release(struct pool_file *f);
 
 /* Reads and checks the whole file. -ERR_NOT_FOUND: there is none; -ERR_CONFIG: it makes no sense,
- * or holds secrets and may be read by others than its owner (mode 0600 or 0400 is wanted; 0440 for
- * another user's). *ret is filled on success only. */
+ * names a file of a key that cannot be read, or holds secrets and may be read by others than its
+ * owner (mode 0600 or 0400 is wanted; 0440 for another user's). *ret is filled on success only. */
 int pool_file_read(const char *path, struct pool_file *ret, struct err *e);
 /* Is there another version of it now? false when it cannot be looked at: the old one stays good. */
 bool pool_file_changed(const char *path, const struct pool_file *f);

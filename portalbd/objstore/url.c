@@ -69,8 +69,7 @@ static int parse_file(const char *rest, struct objstore_url *ret, struct err *e)
     return 0;
 }
 
-int objstore_url_parse(const char *url, struct objstore_url *ret, struct err *e) {
-    *ret = (struct objstore_url){0};
+static int parse(const char *url, struct objstore_url *ret, struct err *e) {
     if (strlen(url) >= OBJ_URL_MAX)
         return err_set(e, -ERR_CONFIG, "a pool's URL is longer than %d bytes", OBJ_URL_MAX - 1);
     if (starts_with(url, "s3://"))
@@ -84,6 +83,18 @@ int objstore_url_parse(const char *url, struct objstore_url *ret, struct err *e)
     return err_set(
         e, -ERR_CONFIG,
         "'%.100s' is not a pool's URL: s3://bucket/prefix, file:///path or memory:", url);
+}
+
+/* Before an '@' people put passwords: such a URL is not repeated. */
+int objstore_url_parse(const char *url, struct objstore_url *ret, struct err *e) {
+    *ret = (struct objstore_url){0};
+    int rc = parse(url, ret, e);
+    if (rc < 0 && strchr(url, '@'))
+        return err_set(
+            e, rc,
+            "a pool's URL is s3://bucket/prefix, file:///path or memory:, without a user "
+            "or password before '@'");
+    return rc;
 }
 
 /* --- stores --- */
@@ -100,6 +111,10 @@ static const char *first(const char *a, const char *b, const char *c, const char
 /* "https://host:port" without the slash that people like to put behind it. */
 static int check_endpoint(const char *endpoint, char ret[OBJ_URL_MAX], struct err *e) {
     size_t len = strlen(endpoint);
+    if (strchr(endpoint, '@'))
+        return err_set(e, -ERR_CONFIG,
+                       "an endpoint is https://host or https://host:port, without a user or "
+                       "password before '@'");
     if (len > 0 && endpoint[len - 1] == '/')
         len--;
     snprintf(ret, OBJ_URL_MAX, "%.*s", (int)MIN(len, (size_t)OBJ_URL_MAX - 1), endpoint);

@@ -52,3 +52,21 @@ another_shell detach v
 ctl --store s3://bucket/p -o json volume show v | jq -e '.node == ""' >/dev/null || fail "it is published still"
 another_shell attach v >/dev/null
 another_shell detach v
+
+step "a file of a key that is missing: not \"no pool file\", and nothing is written over it"
+printf '[other]\nurl = s3://bucket/q\nsession_token_file = %s/no\n' "$WORK" >>"$pools"
+cp "$pools" "$WORK/before"
+refused() { # command: it ends with 1 and says which file
+    local status=0
+    "$@" >"$WORK/out" 2>"$WORK/err" || status=$?
+    [ "$status" -eq 1 ] || fail "exit code $status: $*: $(cat "$WORK/err")"
+    grep -q "session_token_file $WORK/no: No such file" "$WORK/err" || fail "$(cat "$WORK/err")"
+}
+refused ctl --pools "$pools" --pool default volume list
+refused ctl --store s3://bucket/p attach v
+diff "$WORK/before" "$pools" || fail "the other pool is lost"
+
+step "a password in an endpoint is not repeated"
+! ctl --store s3://bucket/p --endpoint http://me:sesame@127.0.0.1:1 volume list 2>"$WORK/err" || fail "it works"
+grep -q "before '@'" "$WORK/err" || fail "$(cat "$WORK/err")"
+! grep sesame "$WORK/err" || fail "the password is printed"

@@ -20,6 +20,7 @@ static void assert_refused(const char *url) {
     struct err e = {0};
     assert_int_equal(objstore_url_parse(url, &u, &e), -ERR_CONFIG);
     assert_true(strlen(e.text) > 10);
+    assert_null(strstr(e.text, "sesame"));
 }
 
 static void test_urls(void **state) {
@@ -46,6 +47,10 @@ static void test_urls(void **state) {
     assert_refused("s3://bucket/a?b");
     assert_refused("file://relative/path");
     assert_refused("memory:x");
+    assert_refused("s3://me:sesame@bucket/x");
+    assert_refused("s3://me:ses/sesame@bucket");
+    assert_refused("https://me:sesame@bucket/x");
+    assert_s3("s3://bucket/a@b", "bucket", "a@b/");
     char longer[2000];
     memset(longer, 'a', sizeof longer);
     memcpy(longer, "s3://", 5);
@@ -65,6 +70,7 @@ static int open_code(struct loop *loop, const struct objstore_config *config) {
     int rc = objstore_open(loop, config, &s, &e);
     if (rc == 0)
         objstore_close(s);
+    assert_null(strstr(e.text, "sesame"));
     return rc;
 }
 
@@ -88,6 +94,8 @@ static void test_open(void **state) {
     assert_int_equal(open_code(loop, &c), -ERR_CONFIG);
     c.endpoint = "http://127.0.0.1:9000/";
     assert_int_equal(open_code(loop, &c), 0);
+    c.endpoint = "http://me:sesame@host";
+    assert_int_equal(open_code(loop, &c), -ERR_CONFIG);
     c.endpoint = "https://host/path";
     assert_int_equal(open_code(loop, &c), -ERR_CONFIG);
     c.endpoint = NULL;
