@@ -72,6 +72,20 @@ exits 5 ctl pool delete --yes
 says "volume 'v'.*node 'far'"
 files | diff "$WORK/all" - || fail "of a pool in use something was deleted"
 stop "$DAEMON"
+run=$WORK/run id=$(ctl -o json volume show v | jq -r .id)
+mkdir -p "$run"
+start listener /usr/bin/python3 -c 'import os, socket, sys, time
+os.chdir(sys.argv[1])
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[2] + ".sock")
+s.listen()
+time.sleep(60)' "$run" "$id"
+listener=$PID
+wait_for 10 test -S "$run/$id.sock"
+ctl -o json volume show v | jq -e '.node == ""' >/dev/null || fail "it is still published"
+exits 5 ctl pool delete --yes
+says "volume 'v'.*served on this node"
+stop "$listener"
 serve near
 nbdinfo --size "nbd+unix:///v?socket=$WORK/near.sock" >/dev/null
 exits 5 ctl pool delete --yes
@@ -79,6 +93,22 @@ says "volume 'v'"
 exits 0 ctl pool delete --yes --force
 [ -z "$(files)" ] || fail "left: $(files)"
 stop "$DAEMON"
+
+step "more than one page of a list, on S3"
+start_s3
+many() { # folder, suffix
+    mkdir -p "$S3_DIR/bucket/p/$1"
+    (cd "$S3_DIR/bucket/p/$1" && seq -f "%016.0f${2-}" 1101 | xargs touch)
+}
+s3() { portalctl --store s3://bucket/p --run-dir "$WORK/run" --timeout 20s "$@" </dev/null; }
+exits 0 s3 pool create
+exits 0 s3 volume create v --size 16M
+many "volumes/$key/log"
+many records/photos .jpg
+exits 0 s3 -o json pool delete --yes
+jq -e '.foreign_objects == 1101 and .objects_deleted > 1101' "$WORK/out" >/dev/null || fail "$(cat "$WORK/out")"
+[ "$(find "$S3_DIR/bucket" -type f | grep -c jpg)" -eq 1101 ] || fail "others' objects are gone"
+[ -z "$(find "$S3_DIR/bucket" -type f ! -name '*.jpg')" ] || fail "left: $(find "$S3_DIR/bucket" -type f ! -name '*.jpg')"
 
 step "records that cannot be read"
 exits 0 ctl pool create
