@@ -27,8 +27,8 @@ int catalog_busy(struct err *e, const char *what, const char *name);
 /* Reads the newest record of a folder and decodes it into ret, a record of `size` bytes; all zero
  * when there is none. Costs 2. */
 int catalog_newest(struct catalog *c, const char *folder,
-                   int (*decode)(void *ret, uint64_t n, struct view body, struct err *e), void *ret,
-                   size_t size, struct err *e);
+                   int (*decode)(void *ret, const char *key, struct view body, struct err *e),
+                   void *ret, size_t size, struct err *e);
 
 /* --- volume records (volume_records.c) --- */
 
@@ -132,8 +132,7 @@ int catalog_next_volume(struct catalog *c, char after[CATALOG_AFTER_MAX], struct
 
 /* The newest record of a folder, or what became of it while the list was made. */
 struct list_record {
-    char key[KEY_MAX]; /* as it was listed */
-    uint64_t n;
+    char key[KEY_MAX];
     struct buf body;
 };
 

@@ -27,7 +27,7 @@ static int find_snapshot(struct catalog *c, const struct parsed_id *id, struct c
     CLEANUP_BUF struct buf body = {0};
     int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
     if (rc == 0)
-        rc = snapshot_record_decode(&ret->snapshot, id->number, buf_view(&body), e);
+        rc = snapshot_record_decode_at(&ret->snapshot, key, buf_view(&body), e);
     if (rc < 0 && rc != -ERR_NOT_FOUND)
         return err_wrap(e, "%s", key);
     if (rc < 0 || ret->snapshot.deleted || !volume_keys_equal(&ret->snapshot.key, &id->key)) {

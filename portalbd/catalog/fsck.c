@@ -59,8 +59,6 @@ static bool is_damage(int rc) {
 /* A record that is looked at. */
 struct fsck_record {
     const char *key;
-    char hash[2 * KEY_MAX]; /* its folder's name */
-    uint64_t n;
     bool newest;
     struct view body;
 };
@@ -92,20 +90,11 @@ static int check_volume_record(struct fsck *f, const struct record_check *how,
                                const struct fsck_record *record, struct err *e) {
     (void)how;
     struct volume_record r;
-    struct parsed_id p;
-    char id[ID_MAX], own[33];
-    int rc = volume_record_decode(&r, record->n, record->body, e);
+    int rc = volume_record_decode_at(&r, record->key, record->body, e);
     if (rc < 0)
         return rc;
     f->result.records++;
-    id_format(id, &r.key, f->catalog->pool);
-    name_hash(own, r.name);
-    if (id_parse(&p, id, NULL) < 0 || strcmp(p.name_hash, record->hash) != 0 ||
-        p.number > record->n)
-        rc = err_set(e, -ERR_CORRUPT, "its id %s is not of this folder", r.key.text);
-    else if (strcmp(own, record->hash) != 0)
-        rc = err_set(e, -ERR_CORRUPT, "its name '%s' belongs into another folder", r.name);
-    else if (record->newest && r.state != VOLUME_DELETED && r.publish_epoch > 0)
+    if (record->newest && r.state != VOLUME_DELETED && r.publish_epoch > 0)
         rc = confirm_no_manifest(f, &r, e);
     volume_record_release(&r);
     return rc;
@@ -115,7 +104,7 @@ static int check_node_record(struct fsck *f, const struct record_check *how,
                              const struct fsck_record *record, struct err *e) {
     (void)how;
     struct node_record r;
-    int rc = node_record_decode(&r, record->n, record->body, e);
+    int rc = node_record_decode_at(&r, record->key, record->body, e);
     f->result.records += rc == 0;
     if (rc == 0)
         node_record_release(&r);
@@ -125,10 +114,8 @@ static int check_node_record(struct fsck *f, const struct record_check *how,
 static int check_record(struct fsck *f, const struct record_check *how, struct fsck_record *r,
                         struct err *e) {
     CLEANUP_BUF struct buf body = {0};
-    const char *start = strchr(r->key, '/') + 1;
     if (f->on_progress)
         f->on_progress(f->arg, &f->result, how->root);
-    snprintf(r->hash, sizeof r->hash, "%.*s", (int)(strrchr(r->key, '/') - start), start);
     int rc = fsck_get(f, r->key, RECORD_SIZE_MAX, &body, e);
     r->body = buf_view(&body);
     if (rc == 0)
@@ -155,7 +142,8 @@ static int check_records(struct fsck *f, const struct record_check *how, struct 
             struct fsck_record r = {.key = page.entries[i].key};
             size_t len = (size_t)(strrchr(r.key, '/') - r.key);
             r.newest = strncmp(folder, r.key, len) != 0 || folder[len] != '\0';
-            bool ours = key_parse_numbered(r.key, &r.n) == 0;
+            uint64_t n;
+            bool ours = key_parse_numbered(r.key, &n) == 0;
             if (ours)
                 snprintf(folder, sizeof folder, "%.*s", (int)len, r.key);
             if (ours && (r.newest || !(f->quick || how->volume)))
@@ -256,19 +244,12 @@ static int check_snapshot(struct fsck *f, const struct snapshot_record *r, struc
 static int check_snapshot_record(struct fsck *f, const struct record_check *how,
                                  const struct fsck_record *record, struct err *e) {
     struct snapshot_record r;
-    struct parsed_id p;
-    char id[ID_MAX], own[33];
-    int rc = snapshot_record_decode(&r, record->n, record->body, e);
+    int rc = snapshot_record_decode_at(&r, record->key, record->body, e);
     if (rc < 0)
         return rc;
-    id_format(id, &r.key, f->catalog->pool);
-    name_hash(own, r.name);
     bool wanted = !how->volume || (!r.deleted && volume_keys_equal(&r.source, how->volume));
     f->result.records += wanted;
-    if (!r.deleted && (id_parse(&p, id, NULL) < 0 || strcmp(p.name_hash, record->hash) != 0 ||
-                       p.number != record->n || strcmp(own, record->hash) != 0))
-        rc = err_set(e, -ERR_CORRUPT, "snapshot '%s' does not belong here", r.name);
-    else if (!r.deleted && record->newest && wanted)
+    if (!r.deleted && record->newest && wanted)
         rc = check_snapshot(f, &r, e);
     snapshot_record_release(&r);
     return rc;

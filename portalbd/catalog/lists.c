@@ -27,12 +27,14 @@ struct fetch {
 
 static void fetch_run(void *arg) {
     struct fetch *f = arg;
-    struct list_record record = {.n = f->n};
+    struct list_record record = {0};
     numbered_key(record.key, f->folder, f->n);
     f->rc = objstore_get(f->c->store, record.key, RECORD_SIZE_MAX, &record.body, &f->err);
     if (f->rc == -ERR_NOT_FOUND) { /* pruned since the LIST */
         buf_clear(&record.body);
-        f->rc = numbered_newest(f->c->store, f->folder, &record.n, &record.body, &f->err);
+        f->rc = numbered_newest(f->c->store, f->folder, &f->n, &record.body, &f->err);
+        if (f->rc == 0 && f->n > 0)
+            numbered_key(record.key, f->folder, f->n);
     }
     if (f->rc >= 0)
         f->rc = f->page->fetch(f->c, f->page->arg, &record, f->item, &f->err);

@@ -10,8 +10,8 @@ static int check_node_id(const char *node_id, struct err *e) {
     return 0;
 }
 
-static int decode(void *ret, uint64_t n, struct view body, struct err *e) {
-    return node_record_decode(ret, n, body, e);
+static int decode(void *ret, const char *key, struct view body, struct err *e) {
+    return node_record_decode_at(ret, key, body, e);
 }
 
 /* ret->number is 0 when there never was one. */

@@ -12,8 +12,8 @@
 
 #include "portalbd/catalog/catalog_internal.h"
 
-static int decode(void *ret, uint64_t n, struct view body, struct err *e) {
-    return snapshot_record_decode(ret, n, body, e);
+static int decode(void *ret, const char *key, struct view body, struct err *e) {
+    return snapshot_record_decode_at(ret, key, body, e);
 }
 
 int snapshot_record_newest(struct catalog *c, const char *hash, struct snapshot_record *ret,
@@ -98,7 +98,7 @@ static int fetch_snapshot(struct catalog *c, void *arg, const struct list_record
                           void *item, struct err *e) {
     const struct volume_key *source = arg;
     struct snapshot_record r;
-    int rc = snapshot_record_decode(&r, record->n, buf_view(&record->body), e);
+    int rc = snapshot_record_decode_at(&r, record->key, buf_view(&record->body), e);
     if (rc < 0)
         return err_wrap(e, "%s", record->key);
     bool wanted = is_live(&r) && (!source || volume_keys_equal(&r.source, source));

@@ -46,8 +46,8 @@ int catalog_busy(struct err *e, const char *what, const char *name) {
 }
 
 int catalog_newest(struct catalog *c, const char *folder,
-                   int (*decode)(void *ret, uint64_t n, struct view body, struct err *e), void *ret,
-                   size_t size, struct err *e) {
+                   int (*decode)(void *ret, const char *key, struct view body, struct err *e),
+                   void *ret, size_t size, struct err *e) {
     CLEANUP_BUF struct buf body = {0};
     uint64_t n;
     int rc = numbered_newest(c->store, folder, &n, &body, e);
@@ -57,16 +57,14 @@ int catalog_newest(struct catalog *c, const char *folder,
         memset(ret, 0, size);
         return 0;
     }
-    rc = decode(ret, n, buf_view(&body), e);
-    if (rc == 0)
-        return 0;
     char key[KEY_MAX];
     numbered_key(key, folder, n);
-    return err_wrap(e, "%s", key);
+    rc = decode(ret, key, buf_view(&body), e);
+    return rc < 0 ? err_wrap(e, "%s", key) : 0;
 }
 
-static int decode(void *ret, uint64_t n, struct view body, struct err *e) {
-    return volume_record_decode(ret, n, body, e);
+static int decode(void *ret, const char *key, struct view body, struct err *e) {
+    return volume_record_decode_at(ret, key, body, e);
 }
 
 int volume_record_newest(struct catalog *c, const char *hash, struct volume_record *ret,
@@ -83,7 +81,7 @@ int volume_record_at(struct catalog *c, const char *hash, uint64_t n, struct vol
     CLEANUP_BUF struct buf body = {0};
     int rc = objstore_get(c->store, key, RECORD_SIZE_MAX, &body, e);
     if (rc == 0)
-        rc = volume_record_decode(ret, n, buf_view(&body), e);
+        rc = volume_record_decode_at(ret, key, buf_view(&body), e);
     return rc < 0 && rc != -ERR_NOT_FOUND ? err_wrap(e, "%s", key) : rc;
 }
 

@@ -274,7 +274,7 @@ static int fetch_volume(struct catalog *c, void *arg, const struct list_record *
                         struct err *e) {
     (void)arg;
     struct volume_record r;
-    int rc = volume_record_decode(&r, record->n, buf_view(&record->body), e);
+    int rc = volume_record_decode_at(&r, record->key, buf_view(&record->body), e);
     if (rc < 0)
         return err_wrap(e, "%s", record->key);
     if (r.state != VOLUME_DELETED)

@@ -395,6 +395,99 @@ int node_record_decode(struct node_record *ret, uint64_t number, struct view in,
     return 0;
 }
 
+/* --- what lies under a key --- */
+
+static uint64_t number_of(const char *key) {
+    uint64_t n = 0;
+    CHECK(key_parse_numbered(key, &n) == 0);
+    return n;
+}
+
+static bool is_in(const char *key, const char folder[KEY_MAX]) {
+    return strncmp(key, folder, strlen(folder)) == 0;
+}
+
+/* Is the id of a volume or snapshot, and the name when there is one, of the key's folder? */
+struct place {
+    bool id_fits, name_fits;
+    uint64_t number; /* in the id */
+};
+
+static struct place find_place(const char *key, enum id_kind kind, const struct volume_key *id,
+                               const char *name) {
+    void (*prefix)(char *, const char *) =
+        kind == ID_VOLUME ? key_records_prefix : key_snapshots_prefix;
+    char text[ID_MAX], hash[33], folder[KEY_MAX];
+    struct parsed_id p = {0};
+    struct place ret = {0};
+    id_format(text, id, "any"); /* the pool is not in it */
+    if (id_parse(&p, text, NULL) == 0) {
+        prefix(folder, p.name_hash);
+        ret.id_fits = p.kind == kind && is_in(key, folder);
+        ret.number = p.number;
+    }
+    name_hash(hash, name);
+    prefix(folder, hash);
+    ret.name_fits = is_in(key, folder);
+    return ret;
+}
+
+int volume_record_decode_at(struct volume_record *ret, const char *key, struct view in,
+                            struct err *e) {
+    CLEANUP(volume_record_release) struct volume_record r = {0};
+    int rc = volume_record_decode(&r, number_of(key), in, e);
+    if (rc < 0)
+        return rc;
+    struct place place = find_place(key, ID_VOLUME, &r.key, r.name);
+    if (!place.id_fits || place.number > r.number)
+        return err_set(e, -ERR_CORRUPT,
+                       "it is another volume's record: its id %s is not of this folder",
+                       r.key.text);
+    if (!place.name_fits)
+        return err_set(e, -ERR_CORRUPT,
+                       "it is another volume's record: its name '%s' belongs into another folder",
+                       r.name);
+    *ret = r;
+    r = (struct volume_record){0};
+    return 0;
+}
+
+int snapshot_record_decode_at(struct snapshot_record *ret, const char *key, struct view in,
+                              struct err *e) {
+    CLEANUP(snapshot_record_release) struct snapshot_record r = {0};
+    int rc = snapshot_record_decode(&r, number_of(key), in, e);
+    if (rc < 0)
+        return rc;
+    struct place place = find_place(key, ID_SNAPSHOT, &r.key, r.name);
+    bool fits = r.deleted
+                    ? place.name_fits || r.name[0] == '\0' /* a sweeper's, who knows no name */
+                    : place.name_fits && place.id_fits && place.number == r.number;
+    if (!fits)
+        return err_set(e, -ERR_CORRUPT,
+                       "it is another snapshot's record: snapshot '%s' does not belong here",
+                       r.name);
+    *ret = r;
+    r = (struct snapshot_record){0};
+    return 0;
+}
+
+int node_record_decode_at(struct node_record *ret, const char *key, struct view in, struct err *e) {
+    CLEANUP(node_record_release) struct node_record r = {0};
+    char folder[KEY_MAX];
+    int rc = node_record_decode(&r, number_of(key), in, e);
+    if (rc < 0)
+        return rc;
+    key_nodes_prefix(folder, r.node_id);
+    if (!is_in(key, folder))
+        return err_set(e, -ERR_CORRUPT,
+                       "it is another node's record: node '%s' does not belong "
+                       "here",
+                       r.node_id);
+    *ret = r;
+    r = (struct node_record){0};
+    return 0;
+}
+
 /* --- the pool --- */
 
 void pool_record_release(struct pool_record *r) {

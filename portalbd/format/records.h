@@ -46,6 +46,11 @@ void volume_record_release(struct volume_record *r);
 void volume_record_copy(struct volume_record *to, const struct volume_record *from);
 int volume_record_encode(struct buf *out, const struct volume_record *r, struct err *e);
 int volume_record_decode(struct volume_record *ret, uint64_t number, struct view in, struct err *e);
+/* The same of what lies under a key (whole, a numbered one), which must be its own: of this name,
+ * of this or an older number. Else a command would do to another volume what it was asked to do to
+ * this one. -ERR_CORRUPT. */
+int volume_record_decode_at(struct volume_record *ret, const char *key, struct view in,
+                            struct err *e);
 
 struct snapshot_record {
     uint64_t number;
@@ -66,6 +71,8 @@ void snapshot_record_copy(struct snapshot_record *to, const struct snapshot_reco
 int snapshot_record_encode(struct buf *out, const struct snapshot_record *r, struct err *e);
 int snapshot_record_decode(struct snapshot_record *ret, uint64_t number, struct view in,
                            struct err *e);
+int snapshot_record_decode_at(struct snapshot_record *ret, const char *key, struct view in,
+                              struct err *e);
 
 struct node_record {
     uint64_t number;
@@ -78,6 +85,7 @@ struct node_record {
 void node_record_release(struct node_record *r);
 int node_record_encode(struct buf *out, const struct node_record *r, struct err *e);
 int node_record_decode(struct node_record *ret, uint64_t number, struct view in, struct err *e);
+int node_record_decode_at(struct node_record *ret, const char *key, struct view in, struct err *e);
 
 struct pool_record {
     struct random_id uuid;

@@ -138,10 +138,12 @@ static int named_by_snapshot(struct objstore *s, const struct volume_key *v,
     *ret_named = false;
     if (n == 0)
         return 0;
+    char key[KEY_MAX];
     struct snapshot_record r;
-    rc = snapshot_record_decode(&r, n, buf_view(&body), e);
+    numbered_key(key, t->folder, n);
+    rc = snapshot_record_decode_at(&r, key, buf_view(&body), e);
     if (rc < 0)
-        return err_wrap(e, "%s", t->folder);
+        return err_wrap(e, "%s", key);
     *ret_named = !r.deleted && random_id_equal(&r.pin, pin) && strcmp(r.source.text, v->text) == 0;
     snapshot_record_release(&r);
     return 0;

@@ -173,6 +173,21 @@ static void misplaced(struct undo *u, const struct folders *v, const struct fold
     CLEANUP_FREE char *another = nth(u->f, v->volume, ".claim", 1);
     swap(u, claim, another);
     expect(u, FSCK_DAMAGE, claim, "another pin's");
+
+    CLEANUP_FREE char *record = nth(u->f, v->records, "", 0);
+    CLEANUP_FREE char *of_clone = nth(u->f, clone->records, "", 0);
+    swap(u, record, of_clone);
+    expect(u, FSCK_DAMAGE, record, "is not of this folder");
+    CLEANUP_FREE char *snapshot = nth(u->f, "snapshots/", "fffe.json", 0);
+    CLEANUP_FREE char *other_one = nth(u->f, "snapshots/", "fffe.json", 1);
+    swap(u, snapshot, other_one);
+    expect(u, FSCK_DAMAGE, other_one, "does not belong here");
+    struct err e;
+    ok(catalog_node_register(&u->f->catalog, "node-z", "1", &e), &e);
+    CLEANUP_FREE char *node = nth(u->f, "nodes/", "", 0);
+    CLEANUP_FREE char *node_z = nth(u->f, "nodes/node-z/", "", 0);
+    swap(u, node, node_z);
+    expect(u, FSCK_DAMAGE, node_z, "does not belong here");
 }
 
 /* The newest run's index. */

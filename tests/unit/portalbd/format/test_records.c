@@ -160,12 +160,66 @@ static void test_node_and_pool(void **state) {
     pool_record_release(&p);
 }
 
+/* Of a folder, a name, an id and its number only those of one make a good record. */
+static void test_place(void **state) {
+    (void)state;
+    struct volume_record v = some_volume(), back;
+    char own[33], other[33], key[KEY_MAX];
+    CLEANUP_BUF struct buf a = {0};
+    name_hash(own, v.name);
+    name_hash(other, "other");
+    for (int i = 0; i < 4; i++) { /* good, another's folder, another's id, an id of later */
+        id_format_key(&v.key, ID_VOLUME, i == 2 ? other : own, i == 3 ? 9 : 7);
+        key_record(key, i == 1 ? other : own, 8);
+        buf_clear(&a);
+        assert_int_equal(volume_record_encode(&a, &v, NULL), 0);
+        assert_int_equal(volume_record_decode_at(&back, key, buf_view(&a), NULL),
+                         i == 0 ? 0 : -ERR_CORRUPT);
+        if (i == 0)
+            assert_int_equal(back.number, 8);
+        if (i == 0)
+            volume_record_release(&back);
+    }
+
+    struct snapshot_record s = {.name = v.name,
+                                .source = v.key,
+                                .source_name = v.name,
+                                .pin = {{3}},
+                                .size_bytes = 1 << 20,
+                                .block_size = 4096,
+                                .fstype = v.node},
+                           s_back;
+    for (int i = 0; i < 4; i++) { /* good, another's folder, another's id, another number */
+        id_format_key(&s.key, ID_SNAPSHOT, i == 2 ? other : own, 8);
+        key_snapshot(key, i == 1 ? other : own, i == 3 ? 9 : 8);
+        buf_clear(&a);
+        assert_int_equal(snapshot_record_encode(&a, &s, NULL), 0);
+        assert_int_equal(snapshot_record_decode_at(&s_back, key, buf_view(&a), NULL),
+                         i == 0 ? 0 : -ERR_CORRUPT);
+        if (i == 0)
+            snapshot_record_release(&s_back);
+    }
+    for (int i = 0; i < 3; i++) { /* tombstones: its own, the sweeper's, another one's */
+        struct snapshot_record gone = {.deleted = true,
+                                       .name = i == 1   ? NULL
+                                               : i == 2 ? (char *)"other"
+                                                        : v.name};
+        key_snapshot(key, own, 9);
+        buf_clear(&a);
+        assert_int_equal(snapshot_record_encode(&a, &gone, NULL), 0);
+        assert_int_equal(snapshot_record_decode_at(&s_back, key, buf_view(&a), NULL),
+                         i < 2 ? 0 : -ERR_CORRUPT);
+        if (i < 2)
+            snapshot_record_release(&s_back);
+    }
+    volume_record_release(&v);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_volume),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_snapshot),
-        cmocka_unit_test(test_node_and_pool),
+        cmocka_unit_test(test_volume),   cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_snapshot), cmocka_unit_test(test_node_and_pool),
+        cmocka_unit_test(test_place),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
