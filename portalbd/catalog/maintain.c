@@ -5,13 +5,26 @@
  *       publish epoch: whoever is published next has a higher one and fences us, at any step.
  *   I2  Only a closed manifest is built upon. One that is not closed though no node has the volume
  *       is what another maintenance left, or is at: fenced off first, the record says so.
- *   I3  What we leave is closed at the record's publish epoch, or the next one of I2 sees to it. */
+ *   I3  What we leave is closed at the record's publish epoch, or the next one of I2 sees to it.
+ *   I4  Of two at the same time the later one fences the earlier one, which waits then as long as
+ *       the other gets on: each fencing leaves a fence for ever, and two that answered in kind
+ *       would both end with nothing. */
 #include "portalbd/catalog/catalog_internal.h"
 #include "portalbd/volume/volume.h"
 
 enum {
     JOURNAL_SIZE = 4 * 1024 * 1024, /* nothing is written to it */
     CACHE_SIZE = 4 * 1024 * 1024,
+    PAUSE_MIN_US = 20 * 1000,
+    PAUSE_MAX_US = 20 * 1000 * 1000,
+};
+
+/* Behind an attempt in which another one was faster. */
+struct patience {
+    unsigned lost;     /* attempts */
+    uint64_t manifest; /* the newest one's number when we looked last, of a volume not closed */
+    uint64_t pause_us; /* at most; grows with each */
+    uint64_t begun_us; /* this attempt */
 };
 
 static void on_freed(void *arg) {
@@ -25,7 +38,8 @@ static int open_and_collect(struct catalog *c, const struct volume_record *r,
                                    .key = r->key,
                                    .publish_epoch = (uint32_t)r->publish_epoch,
                                    .journal_size = JOURNAL_SIZE,
-                                   .cache_size = CACHE_SIZE};
+                                   .cache_size = CACHE_SIZE,
+                                   .yields = true};
     struct volume *v;
     int rc = volume_open(&config, &v, e);
     if (rc < 0)
@@ -48,9 +62,24 @@ static int open_and_collect(struct catalog *c, const struct volume_record *r,
     return rc;
 }
 
+/* The volume is not closed. -ERR_STALE: we have lost it to somebody who may still be at it, and has
+ * put a manifest since we looked last (I4). Costs 1, nothing before a first loss. */
+static int leave_to_others(struct catalog *c, const struct volume_record *r, struct patience *p,
+                           struct err *e) {
+    uint64_t n;
+    if (p->lost == 0)
+        return 0;
+    int rc = manifest_newest_number(c->store, &r->key, &n, e);
+    if (rc < 0)
+        return rc;
+    bool moved = n != p->manifest;
+    p->manifest = n;
+    return moved ? -ERR_STALE : 0;
+}
+
 /* -ERR_STALE: start over. */
-static int maintain_once(struct catalog *c, const char *id, struct volume_maintained *ret,
-                         struct err *e) {
+static int maintain_once(struct catalog *c, const char *id, struct patience *p,
+                         struct volume_maintained *ret, struct err *e) {
     CLEANUP(volume_record_release) struct volume_record r = {0};
     bool closed;
     int rc = volume_record_by_id(c, id, &r, e);
@@ -63,6 +92,8 @@ static int maintain_once(struct catalog *c, const char *id, struct volume_mainta
                        "volume '%s' is published to node '%s', where its daemon sees to it", r.name,
                        r.node);
     rc = catalog_is_closed(c, &r, &closed, e);
+    if (rc == 0 && !closed)
+        rc = leave_to_others(c, &r, p, e);
     if (rc == 0 && !closed) /* I2 */
         rc = catalog_fence_abandoned(c, &r, e);
     if (rc == 0)
@@ -70,11 +101,26 @@ static int maintain_once(struct catalog *c, const char *id, struct volume_mainta
     return rc == -ERR_FENCED ? -ERR_STALE : rc; /* published, restored, deleted: look again */
 }
 
+/* Twice as long each time, beginning with what an attempt takes on this store, and at random. */
+static int wait_a_while(struct catalog *c, struct patience *p, struct err *e) {
+    uint64_t took = env_now_us(c->env) - p->begun_us;
+    p->lost++;
+    p->pause_us =
+        MIN(MAX(2 * p->pause_us, MAX(took, (uint64_t)PAUSE_MIN_US)), (uint64_t)PAUSE_MAX_US);
+    uint64_t pause = p->pause_us / 2 + env_random_u64(c->env) % (p->pause_us / 2);
+    return fiber_sleep_us(c->env, pause) < 0 ? err_set(e, -ERR_CANCELLED, "cancelled") : 0;
+}
+
 int catalog_volume_maintain(struct catalog *c, const char *id, struct volume_maintained *ret,
                             struct err *e) {
+    struct patience p = {0};
     for (int attempt = 0; attempt < CATALOG_ATTEMPTS_MAX; attempt++) {
-        int rc = maintain_once(c, id, ret, e);
+        p.begun_us = env_now_us(c->env);
+        int rc = maintain_once(c, id, &p, ret, e);
         if (rc != -ERR_STALE)
+            return rc;
+        rc = wait_a_while(c, &p, e);
+        if (rc < 0)
             return rc;
     }
     return catalog_busy(e, "volume", id);

@@ -119,9 +119,13 @@ void volume_break(struct volume *v, enum volume_state state, const struct err *w
     v->why = *why;
     if (v->gc)
         gc_stop(v->gc);
-    log_error("volume broken: from now on its requests are refused",
-              LOG_STR("volume", v->config.key.text), LOG_BOOL("fenced", state == VOL_FENCED),
-              LOG_ERR(why));
+    if (state == VOL_FENCED && v->config.yields)
+        log_debug("volume given up: another one has taken it",
+                  LOG_STR("volume", v->config.key.text), LOG_ERR(why));
+    else
+        log_error("volume broken: from now on its requests are refused",
+                  LOG_STR("volume", v->config.key.text), LOG_BOOL("fenced", state == VOL_FENCED),
+                  LOG_ERR(why));
     v->pending++;
     env_post(v->env, &v->broken_event);
     write_fail_all(v, volume_refusal(v));

@@ -69,6 +69,8 @@ struct volume_config {
     uint64_t gc_move_bytes;   /* dead bytes in them that make it worth while; 0: 8 MiB */
     uint32_t flatten_depth;   /* clones that deep get data of their own; 0: 8 */
     bool gc_off;              /* no GC in the background, only volume_collect: for tests */
+    bool yields; /* nobody writes, and whoever wants the volume may have it: that it was fenced is
+                    told to the caller only, it is no error in the log */
     /* Called at most once, in a later turn, when the volume has become FENCED or ERROR. May be
      * NULL. */
     void (*on_broken)(void *arg, const struct err *why);
