@@ -148,9 +148,11 @@ struct volume_maintained {
     uint64_t objects_held, bytes_held; /* what only snapshots and clones need */
 };
 /* Pays what a volume that nobody has owes to its store: merges, GC. While a node has it, its daemon
- * does that. Whoever is published, restores or deletes meanwhile is not held up, and fences us.
- * -ERR_NOT_FOUND; -ERR_IN_USE: it is published to a node.
- * Costs about 25, a LIST of its objects, and what it does. (maintain.c) */
+ * does that. Whoever is published, restores or deletes meanwhile is not held up, and fences us; of
+ * two maintenances at once one waits for the other. A clone that lets go of its source makes
+ * garbage there: that is collected, too, unless somebody has the source. -ERR_NOT_FOUND;
+ * -ERR_IN_USE: it is published to a node. Costs about 25, a LIST of its objects, and what it does;
+ * of a source as much. (maintain.c) */
 int catalog_volume_maintain(struct catalog *c, const char *id, struct volume_maintained *ret,
                             struct err *e);
 

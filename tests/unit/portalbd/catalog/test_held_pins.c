@@ -146,6 +146,58 @@ static void test_released(void **state) {
         run_stage(released, seed);
 }
 
+/* --- what it frees in others --- */
+
+static void expect_garbage(struct stage *st, bool any) {
+    struct err e;
+    struct fsck k = {.catalog = &st->f.catalog};
+    ok(fsck_pool(&k, &e), &e);
+    assert_int_equal(k.result.damaged, 0);
+    assert_int_equal(k.result.garbage > 0, any);
+}
+
+/* source <- clone <- chained, where the middle and the last have come to need nothing of others:
+ * one call for the last leaves no garbage in any, be they there or shells of deleted ones. */
+static void frees_behind_it(struct stage *st, bool shells) {
+    struct err e;
+    struct volume_key ignored;
+    set_up(st);
+    create(st, "chained", st->clone, st->chained);
+    const char *ids[] = {st->source, st->clone};
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++) {
+        if (shells)
+            ok(catalog_volume_delete(&st->f.catalog, ids[i], false, &e), &e);
+        else
+            write_volume(st, ids[i], SIZE, 0, &ignored);
+        if (!shells)
+            ok(maintain(st, ids[i]), &st->err);
+    }
+    expect_garbage(st, false); /* the pins need it */
+    write_volume(st, st->chained, SIZE, 0, &ignored);
+    ok(maintain(st, st->chained), &st->err);
+    expect_garbage(st, false);
+    const char *key;
+    struct view body;
+    for (size_t i = 0; memory_store_at(st->f.memory, i, &key, &body); i++)
+        assert_true(!strstr(key, "/log/") || body.len == SEGMENT_FENCE_SIZE);
+}
+
+static void behind_live(void *arg) {
+    frees_behind_it(arg, false);
+}
+
+static void behind_shells(void *arg) {
+    frees_behind_it(arg, true);
+}
+
+static void test_frees_behind_it(void **state) {
+    (void)state;
+    for (uint64_t seed = 1; seed <= 3; seed++) {
+        run_stage(behind_live, seed);
+        run_stage(behind_shells, seed);
+    }
+}
+
 /* --- deaths --- */
 
 static void set_up_trimmed(void *arg) {
@@ -548,9 +600,13 @@ static void test_busy(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_released),     cmocka_unit_test(test_deaths),
-        cmocka_unit_test(test_chain),        cmocka_unit_test(test_released_after_claim),
-        cmocka_unit_test(test_chain_deaths), cmocka_unit_test(test_tail),
+        cmocka_unit_test(test_released),
+        cmocka_unit_test(test_frees_behind_it),
+        cmocka_unit_test(test_deaths),
+        cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_released_after_claim),
+        cmocka_unit_test(test_chain_deaths),
+        cmocka_unit_test(test_tail),
         cmocka_unit_test(test_busy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
