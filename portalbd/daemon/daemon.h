@@ -80,6 +80,7 @@ struct daemon {
 
     struct pool pool;
     bool node_registered;
+    bool trouble; /* the store does not answer: requests are tried again */
     struct served_config served_config;
 
     /* Front ends. */
@@ -106,6 +107,8 @@ void daemon_close_volume(struct daemon *d, struct served *s, bool published);
 /* exports.c: the volumes of `serve`, opened as clients ask for them. */
 struct exports *exports_new(struct daemon *d);
 struct nbd_exports *exports_interface(struct exports *x);
+/* Its clients get their answers and are disconnected, then it is dropped. */
+void exports_out_of_use(struct exports *x, const struct served *s);
 void exports_cancel_opening(struct exports *x); /* fiber. Waits for those who open something. */
 void exports_close_all(struct exports *x);      /* fiber. daemon_close_volume, all at a time. */
 void exports_drop_all(struct exports *x);       /* fiber. */

@@ -5,22 +5,21 @@
  *                         `--failed--> (none)
  *
  * "name" is a volume, "name@snapshot" the pool's snapshot of that name, read-only; ids of either
- * work too. Who asks for an export that another client opens waits for that. A volume that is out
- * of use (fenced) is dropped when its last client has gone, and opened again when asked for.
- * Snapshots that nobody uses are closed at once. */
+ * work too. Who asks for an export that another client opens waits for that. The clients of a
+ * volume that is out of use (fenced) are disconnected; when the last has gone it is dropped, and
+ * opened again when asked for. Snapshots that nobody uses are closed at once. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/log.h"
 #include "common/mem.h"
-#include "portalbd/daemon/daemon.h"
+#include "portalbd/daemon/resolve.h"
 
 enum { ATTEMPTS_MAX = 16 }; /* of an export that others open and close meanwhile */
 
 struct export {
     struct list_node node;
-    char *name;            /* owned; as it was asked for */
-    char id[ID_MAX];       /* of volume or snapshot, as soon as it is known; else "" */
+    char id[ID_MAX];       /* of volume or snapshot; of usable ones there is one of each */
     struct served *served; /* NULL while OPENING */
     bool published;        /* by us */
     bool dropping;         /* a fiber closes and frees it */
@@ -51,72 +50,40 @@ struct ask {
     struct nbd_listing *listing;
 };
 
-/* --- from names to volumes --- */
-
-static void set_name(struct served_target *t, const char *name) {
-    size_t len = strnlen(name, ENTITY_NAME_MAX);
-    memcpy(t->name, name, len);
-    t->name[len] = '\0';
-}
-
-static int find_snapshot(struct daemon *d, const char *name, bool is_id, struct served_target *ret,
-                         struct err *e) {
-    struct catalog *c = &d->pool.catalog;
-    struct snapshot_info info;
-    int rc =
-        is_id ? catalog_snapshot_get(c, name, &info, e) : catalog_snapshot_find(c, name, &info, e);
-    if (rc < 0)
-        return rc;
-    *ret = (struct served_target){
-        .key = info.record.source, .is_snapshot = true, .pin = info.record.pin, .read_only = true};
-    memcpy(ret->id, info.id, sizeof ret->id);
-    set_name(ret, info.record.name);
-    snapshot_info_release(&info);
-    return 0;
-}
-
-static int find_volume(struct daemon *d, const char *name, bool is_id, struct served_target *ret,
-                       struct err *e) {
-    struct catalog *c = &d->pool.catalog;
-    struct volume_info info;
-    int rc = is_id ? catalog_volume_get(c, name, &info, e) : catalog_volume_find(c, name, &info, e);
-    if (rc < 0)
-        return rc;
-    char id[ID_MAX];
-    memcpy(id, info.id, sizeof id);
-    volume_info_release(&info);
-    return daemon_publish(d, id, false, ret, e);
-}
-
-static int find_target(struct daemon *d, const char *name, struct served_target *ret,
-                       struct err *e) {
-    struct parsed_id parsed;
-    bool is_id = id_parse(&parsed, name, NULL) == 0;
-    if (is_id ? parsed.kind == ID_SNAPSHOT : strchr(name, '@') != NULL)
-        return find_snapshot(d, name, is_id, ret, e);
-    return find_volume(d, name, is_id, ret, e);
-}
-
 /* --- opening --- */
 
-/* By the name it was opened with, its volume's, or its id. */
-static struct export *find_export(struct exports *x, const char *name) {
+/* Names come and go and mean another volume then: an export is known by its id alone. */
+static struct export *find_export(struct exports *x, const char *id) {
     list_for_each (&x->items, n) {
         struct export *o = list_entry(n, struct export, node);
         if (o->failed || o->dropped)
             continue; /* only who waited for it still looks at it */
-        if (strcmp(o->name, name) == 0 || strcmp(o->id, name) == 0 ||
-            (o->served && strcmp(o->served->target.name, name) == 0))
+        if (strcmp(o->id, id) == 0)
             return o;
     }
     return NULL;
+}
+
+/* Is it a client's? */
+static bool is_usable(const struct export *o) {
+    return o->served && !o->dropping && !o->served->broken;
+}
+
+/* The one that was opened last of those that clients have by this very name (or id). */
+static struct export *find_open(struct exports *x, const char *name) {
+    struct export *found = NULL;
+    list_for_each (&x->items, n) {
+        struct export *o = list_entry(n, struct export, node);
+        if (is_usable(o) && (strcmp(o->id, name) == 0 || strcmp(o->served->target.name, name) == 0))
+            found = o;
+    }
+    return found;
 }
 
 static void free_export(struct exports *x, struct export *o) {
     CHECK(!o->served && !o->waiting && !o->users);
     list_remove(&o->node);
     x->count--;
-    free(o->name);
     free(o);
 }
 
@@ -154,40 +121,61 @@ static void unused(struct exports *x, struct export *o) {
     fiber_start(x->daemon->env, drop_fiber, k);
 }
 
-/* -ERR_STALE: ret_id is that of an export that is there already, under another name. */
-static int open_target(struct exports *x, struct export *o, char ret_id[ID_MAX], struct err *e) {
-    struct served_target target;
-    int rc = find_target(x->daemon, o->name, &target, e);
-    if (rc < 0)
-        return rc;
-    struct export *same = find_export(x, target.id);
-    if (same && same != o) {
-        memcpy(ret_id, target.id, ID_MAX);
-        return err_set(e, -ERR_STALE, "it is open as '%s'", same->name);
-    }
-    memcpy(o->id, target.id, ID_MAX);
-    o->published = !target.is_snapshot;
-    return served_open(&x->daemon->served_config, &target, &o->served, e);
+/* fiber. What was published for this very opening is nobody's afterwards; takes s. */
+static void give_back(struct exports *x, struct served *s) {
+    struct daemon *d = x->daemon;
+    struct err e;
+    if (s->volume)
+        daemon_close_volume(d, s, true);
+    else if (catalog_volume_unpublish(&d->pool.catalog, s->target.id, d->config.node_id, &e) < 0)
+        log_warn("the volume stays published to this node", LOG_STR("volume", s->target.id),
+                 LOG_ERR(&e));
 }
 
-static int open_new(struct exports *x, const char *name, struct export **ret, char ret_id[ID_MAX],
+/* The lock and the journal come before the record: a node that cannot have them takes nothing, and
+ * no other daemon of this node is between our record and our end. */
+static int open_target(struct exports *x, struct export *o, const struct resolved *r,
+                       struct err *e) {
+    struct daemon *d = x->daemon;
+    struct served_target target = r->target;
+    struct served *s;
+    int rc = served_prepare(&d->served_config, &target, &s, e);
+    if (rc < 0)
+        return rc;
+    if (!target.is_snapshot)
+        rc = daemon_publish(d, o->id, false, &target, e);
+    bool published = rc == 0 && !target.is_snapshot;
+    if (rc == 0)
+        rc = served_start(s, &target, e);
+    if (rc < 0) {
+        if (published && !r->was_ours)
+            give_back(x, s);
+        served_drop(s);
+        served_free(s);
+        return rc;
+    }
+    o->published = published;
+    o->served = s;
+    return 0;
+}
+
+static int open_new(struct exports *x, const struct resolved *r, struct export **ret,
                     struct err *e) {
     if (x->count >= EXPORTS_OPEN_MAX)
         return err_set(e, -ERR_OVERLOAD, "%d exports are open, which is the limit",
                        EXPORTS_OPEN_MAX);
     struct export *o = NEW(struct export);
-    o->name = xstrdup(name);
+    memcpy(o->id, r->target.id, sizeof o->id);
     waitq_init(&o->opened);
     list_push_back(&x->items, &o->node);
     x->count++;
-    int rc = open_target(x, o, ret_id, &o->failure);
+    int rc = open_target(x, o, r, &o->failure);
     waitq_wake_all(&o->opened);
     if (rc == 0) {
         *ret = o;
         return 0;
     }
-    o->failed = rc != -ERR_STALE;
-    o->dropped = !o->failed;
+    o->failed = true;
     err_copy(e, &o->failure);
     if (!o->waiting)
         free_export(x, o);
@@ -198,7 +186,7 @@ static int open_new(struct exports *x, const char *name, struct export **ret, ch
 static int await_export(struct exports *x, struct export *o, struct err *e) {
     int rc = 0;
     o->waiting++;
-    while (rc == 0 && !o->failed && !o->dropped && (!o->served || o->dropping))
+    while (rc == 0 && !o->failed && !o->dropped && !is_usable(o))
         rc = waitq_wait(x->daemon->env, &o->opened);
     o->waiting--;
     if (rc < 0)
@@ -212,20 +200,36 @@ static int await_export(struct exports *x, struct export *o, struct err *e) {
     return rc;
 }
 
-/* fiber. Opens it, or waits for who does. */
-static int open_export(struct exports *x, const char *name, struct export **ret, struct err *e) {
-    char id[ID_MAX], same[ID_MAX];
+struct by_name {
+    struct exports *exports;
+    const char *name;
+};
+
+static bool is_open(void *arg) {
+    const struct by_name *b = arg;
+    return find_open(b->exports, b->name) != NULL;
+}
+
+/* fiber. What the name means is asked anew each time: a volume that was made in place of another
+ * must never be taken for it. Only while the store does not answer a client gets what is open under
+ * the name that it says: after a broken connection it would else have no disk until the store is
+ * back, and those that are still connected have the same. A store that says NOT_FOUND is believed.
+ */
+static int find_or_open(struct exports *x, const char *name, struct export **ret, struct err *e) {
+    struct by_name by_name = {x, name};
     for (unsigned i = 0; i < ATTEMPTS_MAX; i++) {
-        struct export *o = find_export(x, name);
-        int rc = 0;
-        if (!o) {
-            same[0] = '\0';
-            rc = open_new(x, name, &o, same, e);
-            if (same[0])
-                name = memcpy(id, same, sizeof id);
-        } else if (!o->served || o->dropping) {
+        struct resolved r;
+        int rc = resolve_unless(x->daemon, name, is_open, &by_name, &r, e);
+        struct export *o = rc == 0                ? find_export(x, r.target.id)
+                           : rc == -ERR_TRANSIENT ? find_open(x, name)
+                                                  : NULL;
+        if (rc < 0 && !o)
+            return rc;
+        rc = 0;
+        if (!o)
+            rc = open_new(x, &r, &o, e);
+        else if (!is_usable(o))
             rc = await_export(x, o, e);
-        }
         if (rc == -ERR_STALE)
             continue;
         if (rc == 0)
@@ -255,7 +259,7 @@ static int lookup(struct exports *x, struct nbd_lookup *l) {
         return err_set(&l->err, -ERR_NOT_FOUND, "name a volume, or volume@snapshot");
     if (!is_allowed(d, name))
         return err_set(&l->err, -ERR_NOT_FOUND, "there is no export '%s' here", name);
-    int rc = open_export(x, name, &o, &l->err);
+    int rc = find_or_open(x, name, &o, &l->err);
     if (rc < 0) {
         static struct log_limit limit;
         log_warn_limited(&limit, "an export was not opened", LOG_STR("export", name),
@@ -330,6 +334,18 @@ static void op_open(struct nbd_exports *interface, struct nbd_lookup *l) {
 
 static void op_list(struct nbd_exports *interface, struct nbd_listing *l) {
     start_ask(container_of(interface, struct exports, interface), NULL, l);
+}
+
+void exports_out_of_use(struct exports *x, const struct served *s) {
+    list_for_each (&x->items, n) {
+        struct export *o = list_entry(n, struct export, node);
+        if (o->served != s)
+            continue;
+        if (x->daemon->nbd)
+            nbd_server_end_clients(x->daemon->nbd, o);
+        if (o->users == 0)
+            unused(x, o);
+    }
 }
 
 static void op_close(struct nbd_exports *interface, void *handle) {

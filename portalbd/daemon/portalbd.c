@@ -235,6 +235,7 @@ static int start_serve(struct daemon *d, struct err *e) {
 
 static void on_trouble(void *arg, const struct err *why) {
     struct daemon *d = arg;
+    d->trouble = why != NULL;
     if (why)
         log_warn("the store does not answer, trying again", LOG_STR("pool", d->pool.name),
                  LOG_ERR(why));
@@ -488,7 +489,8 @@ static void on_owned(void *arg) {
 /* Whoever attached it takes the device down; `serve` has other volumes, and may open it again. */
 static void on_out_of_use(void *arg, struct served *s, const struct err *why) {
     struct daemon *d = arg;
-    (void)s;
+    if (d->exports)
+        exports_out_of_use(d->exports, s);
     if (d->command != COMMAND_ATTACH || d->out_of_use)
         return;
     d->out_of_use = true;

@@ -5,8 +5,10 @@
  * served_free; what comes in between is refused at the gate (ESHUTDOWN). */
 #include "portalbd/daemon/served.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -134,6 +136,13 @@ static int open_volume(struct served *s, struct err *e) {
     return 0;
 }
 
+/* A file of this node that is missing is not a volume that is missing. */
+static int local_failure(int rc, struct err *e) {
+    if (rc == -ERR_NOT_FOUND)
+        rc = e->code = -ERR_IO;
+    return rc;
+}
+
 static int listen_for_control(struct served *s, struct err *e) {
     struct control_server_config config = {.loop = s->config.loop,
                                            .run_dir = s->config.run_dir,
@@ -143,34 +152,68 @@ static int listen_for_control(struct served *s, struct err *e) {
     return control_server_start(&config, &s->control, e);
 }
 
-int served_open(const struct served_config *config, const struct served_target *target,
-                struct served **ret, struct err *e) {
+int served_prepare(const struct served_config *config, const struct served_target *target,
+                   struct served **ret, struct err *e) {
     struct served *s = NEW(struct served);
     s->config = *config;
     s->target = *target;
-    int rc = lock(s, e);
+    int rc = local_failure(lock(s, e), e);
     if (rc < 0) {
         free(s);
         return err_wrap(e, "volume %s", target->id);
     }
     FAULT_POINT("after the lock");
-    rc = open_journal(s, e);
+    rc = local_failure(open_journal(s, e), e);
     FAULT_POINT("after the journal's file");
-    if (rc == 0)
-        rc = open_volume(s, e);
-    if (rc == 0)
-        rc = listen_for_control(s, e);
-    FAULT_POINT("after the control socket");
     if (rc < 0) {
-        served_drop(s);
         served_free(s);
         return err_wrap(e, "volume %s", target->id);
     }
+    *ret = s;
+    return 0;
+}
+
+int served_start(struct served *s, const struct served_target *target, struct err *e) {
+    CHECK(!s->volume && strcmp(s->target.id, target->id) == 0);
+    s->target = *target;
+    int rc = open_volume(s, e);
+    if (rc == 0)
+        rc = local_failure(listen_for_control(s, e), e);
+    FAULT_POINT("after the control socket");
+    if (rc < 0)
+        return err_wrap(e, "volume %s", target->id);
     served_metrics_start(s);
     log_info("volume opened", LOG_STR("volume", target->id), LOG_STR("name", target->name),
              LOG_U64("size_bytes", bd_size_bytes(s->dev)),
              LOG_U64("publish_epoch", target->publish_epoch));
+    return 0;
+}
+
+int served_open(const struct served_config *config, const struct served_target *target,
+                struct served **ret, struct err *e) {
+    struct served *s;
+    int rc = served_prepare(config, target, &s, e);
+    if (rc < 0)
+        return rc;
+    rc = served_start(s, target, e);
+    if (rc < 0) {
+        served_drop(s);
+        served_free(s);
+        return rc;
+    }
     *ret = s;
+    return 0;
+}
+
+int served_check_folder(const char *path, struct err *e) {
+    CLEANUP_FREE char *probe = xasprintf("%s/.check-XXXXXX", path);
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return err_from_errno(e, errno, "folder %s", path);
+    int fd = mkostemp(probe, O_CLOEXEC);
+    if (fd < 0)
+        return err_from_errno(e, errno, "a file in the folder %s", path);
+    unlink(probe);
+    close(fd);
     return 0;
 }
 

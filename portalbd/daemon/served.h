@@ -81,6 +81,14 @@ struct served {
 /* fiber. Locks, opens, listens. -ERR_IN_USE: another daemon of this node serves it. */
 int served_open(const struct served_config *config, const struct served_target *target,
                 struct served **ret, struct err *e);
+/* The same in two steps, for who publishes between them: first what only this node can refuse (of
+ * target: id, is_snapshot), then the rest. Does the second fail -> served_drop, served_free. */
+int served_prepare(const struct served_config *config, const struct served_target *target,
+                   struct served **ret, struct err *e);
+int served_start(struct served *s, const struct served_target *target, struct err *e); /* fiber */
+
+/* A folder that locks or journals go to: made when it is not there; a file can be made in it. */
+int served_check_folder(const char *path, struct err *e);
 
 /* fiber. Everything into the store, clean close. Cancelled, it gives up; afterwards -> served_drop.
  */

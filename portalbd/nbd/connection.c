@@ -1,9 +1,8 @@
 /* A connection: its socket, its buffers, its handshake, its end.
  *
- *   HANDSHAKE --ready--> SERVING --DISC, EOF, nonsense, fenced--> FINISHING --all answered--> freed
- *       |                   |                                        |
- *       `--close, deadline--+------------- socket error -------------+--> DEAD --nothing under
- * way--> freed
+ *   HANDSHAKE --ready--> SERVING --DISC, EOF, nonsense,-> FINISHING --all answered--> freed
+ *       |                   |      its export ends            |
+ *       `--close, deadline--+----------- socket error --------+--> DEAD --all back--> freed
  *
  * connection_run is the only place that parses, sends, receives and frees: everything else (socket
  * events, ends of requests, answers of the exporter, the deadline) changes the state and runs it.
@@ -461,6 +460,25 @@ bool nbd_connection_is_at_rest(const struct list_node *node) {
 
 void nbd_connection_undrain(struct list_node *node) {
     connection_wake(container_of(node, struct nbd_connection, node));
+}
+
+static void on_end_deadline(struct env_timer *timer) {
+    struct nbd_connection *c = container_of(timer, struct nbd_connection, deadline);
+    close_socket(c);
+    connection_run(c);
+}
+
+void nbd_connection_finish(struct list_node *node, const void *handle) {
+    struct nbd_connection *c = container_of(node, struct nbd_connection, node);
+    if (c->handle != handle || c->state == CONNECTION_DEAD)
+        return;
+    CHECK(c->state != CONNECTION_HANDSHAKE); /* its deadline is another one */
+    if (c->receiving)
+        requests_free_op(TAKE_PTR(c->receiving));
+    c->state = CONNECTION_FINISHING;
+    c->deadline.fn = on_end_deadline;
+    env_timer_start(c->server->env, &c->deadline, NBD_END_US_MAX);
+    connection_wake(c);
 }
 
 void nbd_connection_kill(struct list_node *node) {

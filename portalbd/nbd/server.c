@@ -227,6 +227,12 @@ void nbd_server_undrain(struct nbd_server *s) {
     nbd_server_changed(s);
 }
 
+void nbd_server_end_clients(struct nbd_server *s, const void *handle) {
+    CHECK(handle);
+    list_for_each (&s->connections, n)
+        nbd_connection_finish(n, handle);
+}
+
 void nbd_server_close(struct nbd_server *s, void (*done)(void *arg), void *arg) {
     CHECK(!s->closing);
     s->closing = true;

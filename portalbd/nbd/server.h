@@ -12,6 +12,7 @@ enum {
     NBD_CONNECTIONS_MAX = 256,               /* at the limit nobody is accepted until one leaves */
     NBD_HANDSHAKES_MAX = 100,                /* of these may still be in the handshake */
     NBD_HANDSHAKE_US_MAX = 10 * 1000 * 1000, /* a handshake, waiting for us not counted */
+    NBD_END_US_MAX = 5 * 1000 * 1000,        /* the end of a connection whose export ends */
     NBD_CONNECTION_REQUESTS_MAX = 128,       /* under way in one connection */
     NBD_CONNECTION_BYTES_MAX = 32 * 1024 * 1024, /* of payload in one connection, and ... */
     NBD_SERVER_BYTES_MAX = 64 * 1024 * 1024, /* ... in all; but a connection with nothing under */
@@ -62,6 +63,11 @@ uint16_t nbd_server_flags(const struct blockdev *dev);
 void nbd_server_drain(struct nbd_server *s, void (*done)(void *arg), void *arg);
 /* Takes it back: adopted connections are read again. done, if it was not called yet, is now. */
 void nbd_server_undrain(struct nbd_server *s);
+
+/* For those who have this handle (of exports->open): the requests that were read are answered, then
+ * the connection ends; a client that does not take its answers is cut off after
+ * NBD_END_US_MAX. Any context: nobody is closed before a later turn. */
+void nbd_server_end_clients(struct nbd_server *s, const void *handle);
 
 /* Closes all sockets (our descriptors alone, without shutdown(2): who has a copy of one goes on
  * with it), waits for what is under way and frees the server; then done(arg), in a later turn. done

@@ -53,6 +53,8 @@ void nbd_connection_drain(struct list_node *node);
 void nbd_connection_undrain(struct list_node *node);
 /* Drained: owes nobody anything and, when adopted, stands at a boundary between requests. */
 bool nbd_connection_is_at_rest(const struct list_node *node);
+/* When it has this handle: answers what was read, and ends. In a later turn. */
+void nbd_connection_finish(struct list_node *node, const void *handle);
 void nbd_connection_kill(struct list_node *node); /* closes the socket; it may be gone on return */
 
 /* server.c: what connections tell. */

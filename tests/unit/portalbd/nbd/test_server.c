@@ -378,6 +378,39 @@ static void test_half_close(void **state) {
     stop(f);
 }
 
+static void end_clients_fiber(void *arg) {
+    struct fixture *f = arg;
+    nbd_server_end_clients(f->server, &f->gate); /* nobody's handle */
+    nbd_server_end_clients(f->server, f);
+}
+
+/* An export that ends: what was read whole is answered, then its clients are disconnected. */
+static void test_export_ends(void **state) {
+    (void)state;
+    for (unsigned busy = 0; busy < 2; busy++) {
+        struct fixture *f = start(false);
+        uint8_t data[512] = {0};
+        handshake(f);
+        request(f, NBD_CMD_FLUSH, 1, 0, 0);
+        assert_int_equal(reply(f, 1), 0);
+        loop_call(f->loop, shut_fiber, f);
+        if (busy) {
+            request(f, NBD_CMD_READ, 2, 0, 512);
+            request(f, NBD_CMD_WRITE, 3, 0, 512);
+            say(f, data, 100); /* never whole */
+            loop_call(f->loop, await_held_fiber, f);
+        }
+        loop_call(f->loop, end_clients_fiber, f);
+        loop_call(f->loop, open_fiber, f);
+        if (busy) {
+            assert_int_equal(reply(f, 2), 0);
+            hear(f, data, 512);
+        }
+        assert_true(hears_end(f));
+        stop(f);
+    }
+}
+
 static void refused_fiber(void *arg) {
     struct fixture *f = arg;
     struct err e;
@@ -412,6 +445,7 @@ int main(void) {
         cmocka_unit_test(test_errors_pass),
         cmocka_unit_test(test_ends_under_load),
         cmocka_unit_test(test_half_close),
+        cmocka_unit_test(test_export_ends),
         cmocka_unit_test(test_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
