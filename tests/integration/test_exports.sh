@@ -89,6 +89,40 @@ io w 'read -P 7 0 64k'
 stop "$DAEMON"
 [ "$STATUS" -eq 4 ] || fail "ended with $STATUS"
 
+step "a node that cannot have a volume does not take it"
+ctl volume create x --size 8M >/dev/null
+ctl snapshot create x s >/dev/null
+is_free() { # nobody has it, and the store knows
+    ctl -o json volume show "$1" | jq -e '.node == "" and .closed' >/dev/null || fail "$(ctl -o json volume show "$1")"
+    ctl snapshot restore "$1@s" --yes >/dev/null || fail "restore"
+}
+for folders in "--run-dir /proc/nope" "--run-dir $WORK/run --journal-dir /proc"; do
+    status=0
+    # shellcheck disable=SC2086
+    timeout 20 portalbd serve --store "file://$WORK/pool" $folders --listen "unix:$WORK/sock" 2>"$WORK/err" || status=$?
+    [ "$status" -eq 1 ] || fail "$folders: exit code $status"
+    grep -c 'level=error.*does not start.*/proc' "$WORK/err" | grep -qx 1 || fail "$(cat "$WORK/err")"
+done
+serve
+rm -rf "$WORK/run"
+: >"$WORK/run"
+! nbdinfo "$(uri x)" >"$WORK/out" 2>"$WORK/err" || fail "served without a lock"
+! grep -q 'no export named' "$WORK/err" || fail "$(cat "$WORK/err")"
+rm "$WORK/run"
+is_free x
+io x 'write -P 1 0 64k' flush
+control=$(find "$WORK/run" -name '*.sock')
+stop "$DAEMON"
+[ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
+mkdir -p "$control/in-the-way"
+serve
+! nbdinfo "$(uri x)" >"$WORK/out" 2>&1 || fail "served without a control socket"
+is_free x
+rm -r "$control"
+io x 'read -P 0 0 64k' # restored
+stop "$DAEMON"
+[ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
+
 step "the store is away: who comes back gets its volume"
 start_s3
 start_faultproxy
