@@ -84,8 +84,9 @@ struct daemon {
     struct served_config served_config;
 
     /* Front ends. */
-    struct exports *exports; /* serve */
-    struct served *attached; /* attach */
+    struct exports *exports;   /* serve */
+    struct recovery *recovery; /* serve; NULL: it looks for nothing */
+    struct served *attached;   /* attach */
     struct nbd_server *nbd;
     struct fuse_server *fuse;
     int device_fd; /* attach: of the kernel's device; -1: none, or gone */
@@ -113,6 +114,20 @@ void exports_cancel_opening(struct exports *x); /* fiber. Waits for those who op
 void exports_close_all(struct exports *x);      /* fiber. daemon_close_volume, all at a time. */
 void exports_drop_all(struct exports *x);       /* fiber. */
 void exports_free(struct exports *x);
+
+/* May it be asked for, by name or id? */
+bool exports_allows(const struct daemon *d, const char *name);
+struct resolved;
+/* fiber. Opens it as for a client, and flushes. -ERR_IN_USE: another daemon has it. */
+int exports_recover(struct exports *x, const struct resolved *found, struct err *e);
+
+/* recover.c: volumes that an earlier `serve` had open when it died. */
+struct recovery *recovery_new(struct daemon *d); /* looks for their journals */
+void recovery_run(struct recovery *r);           /* fiber. Opens those that are not open yet */
+void recovery_opened(struct recovery *r, const char *id); /* r may be NULL */
+/* At the end: false, and a line in the log for each, when some were never opened. */
+bool recovery_report(const struct recovery *r);
+void recovery_free(struct recovery *r); /* NULL is fine */
 
 /* attach.c: the one volume of `attach`. */
 int attach_start(struct daemon *d, struct err *e); /* fiber */

@@ -41,7 +41,7 @@ struct exports {
     bool closing;
 };
 
-/* A lookup or listing under way, in a fiber of its own. */
+/* A lookup or listing under way, in a fiber of its own; neither: the recovery. */
 struct ask {
     struct list_node node;
     struct exports *exports;
@@ -156,6 +156,7 @@ static int open_target(struct exports *x, struct export *o, const struct resolve
     }
     o->published = published;
     o->served = s;
+    recovery_opened(d->recovery, o->id);
     return 0;
 }
 
@@ -239,7 +240,7 @@ static int find_or_open(struct exports *x, const char *name, struct export **ret
     return err_set(e, -ERR_BUSY, "export '%s' comes and goes: connect again", name);
 }
 
-static bool is_allowed(const struct daemon *d, const char *name) {
+bool exports_allows(const struct daemon *d, const char *name) {
     for (size_t i = 0; i < d->volume_count; i++) {
         if (strcmp(d->volumes[i], name) == 0)
             return true;
@@ -257,7 +258,7 @@ static int lookup(struct exports *x, struct nbd_lookup *l) {
         name = d->volumes[0];
     if (name[0] == '\0')
         return err_set(&l->err, -ERR_NOT_FOUND, "name a volume, or volume@snapshot");
-    if (!is_allowed(d, name))
+    if (!exports_allows(d, name))
         return err_set(&l->err, -ERR_NOT_FOUND, "there is no export '%s' here", name);
     int rc = find_or_open(x, name, &o, &l->err);
     if (rc < 0) {
@@ -271,6 +272,27 @@ static int lookup(struct exports *x, struct nbd_lookup *l) {
     l->description = o->served->target.id;
     l->handle = o;
     return 0;
+}
+
+static void put_export(struct exports *x, struct export *o) {
+    CHECK(o->users > 0);
+    if (--o->users == 0)
+        unused(x, o);
+}
+
+int exports_recover(struct exports *x, const struct resolved *found, struct err *e) {
+    struct export *o = find_export(x, found->target.id);
+    int rc = 0;
+    if (!o)
+        rc = open_new(x, found, &o, e);
+    else if (!is_usable(o))
+        rc = await_export(x, o, e);
+    if (rc < 0)
+        return rc;
+    o->users++;
+    rc = volume_flush(o->served->volume, e);
+    put_export(x, o);
+    return rc;
 }
 
 /* --- lists --- */
@@ -310,12 +332,14 @@ static void ask_fiber(void *arg) {
     struct exports *x = a->exports;
     if (a->lookup)
         a->lookup->rc = lookup(x, a->lookup);
-    else
+    else if (a->listing)
         a->listing->rc = list_exports(x, a->listing);
+    else
+        recovery_run(x->daemon->recovery);
     list_remove(&a->node);
     if (a->lookup)
         a->lookup->done(a->lookup);
-    else
+    else if (a->listing)
         a->listing->done(a->listing);
     free(a);
     waitq_wake_all(&x->asked);
@@ -350,10 +374,7 @@ void exports_out_of_use(struct exports *x, const struct served *s) {
 
 static void op_close(struct nbd_exports *interface, void *handle) {
     struct exports *x = container_of(interface, struct exports, interface);
-    struct export *o = handle;
-    CHECK(o->users > 0);
-    if (--o->users == 0)
-        unused(x, o);
+    put_export(x, handle);
 }
 
 static const struct nbd_exports_ops exports_ops = {
@@ -372,6 +393,8 @@ struct exports *exports_new(struct daemon *d) {
     list_init(&x->items);
     list_init(&x->asking);
     waitq_init(&x->asked);
+    if (d->recovery)
+        start_ask(x, NULL, NULL);
     return x;
 }
 

@@ -264,6 +264,8 @@ static int open_pool(struct daemon *d, struct err *e) {
                            .arg = d};
     if (rc == 0)
         rc = pool_open(d->loop, &d->config.pool, &how, &d->pool, e);
+    if (rc == 0 && !named && !d->config.single) /* one client's: it asks for what it left */
+        d->recovery = recovery_new(d);
     return rc < 0 || named ? rc : check_pool(d, e); /* what is attached was found by its maker */
 }
 
@@ -368,6 +370,8 @@ static void on_stop_limit(struct env_timer *timer) {
 }
 
 static void close_volumes(struct daemon *d) {
+    if (d->exports && d->recovery && d->start_err.code == 0)
+        recovery_run(d->recovery); /* what it has not come to yet */
     if (d->exports)
         exports_close_all(d->exports);
     if (d->attached)
@@ -419,6 +423,9 @@ static void take_down(struct daemon *d) {
     while (d->drains_left)
         wait_event(d);
     free_front_ends(d);
+    if (d->recovery && d->exit_code != EXIT_FAILED && !recovery_report(d->recovery))
+        d->exit_code = MAX(d->exit_code, EXIT_UNSAVED);
+    recovery_free(TAKE_PTR(d->recovery));
     pool_close(&d->pool);
 }
 
@@ -524,6 +531,7 @@ static void set_served_config(struct daemon *d) {
         .loop = d->loop,
         .pool = &d->pool,
         .run_dir = d->config.run_dir,
+        .command = commands[d->command].name,
         .journal_dir = d->config.journal == JOURNAL_SHM ? d->config.journal_dir : NULL,
         .state_dir = d->config.state_dir,
         .resume = d->config.resume,

@@ -23,9 +23,11 @@ static char *lock_path(const struct served_config *config, const char *id) {
     return xasprintf("%s/%s.lock", config->run_dir, id);
 }
 
-static void drop_lock(struct served *s) {
+/* keep: the file, for a successor; it says whose journal that is. */
+static void drop_lock(struct served *s, bool keep) {
     CLEANUP_FREE char *path = lock_path(&s->config, s->target.id);
-    unlink(path);
+    if (!keep)
+        unlink(path);
     close(s->lock_fd);
 }
 
@@ -34,6 +36,30 @@ static int lock(struct served *s, struct err *e) {
     if (mkdir(s->config.run_dir, 0700) < 0 && errno != EEXIST)
         return err_from_errno(e, errno, "run folder %s", s->config.run_dir);
     return lock_file_take(path, &s->lock_fd, e);
+}
+
+/* Whose successor may go on with the volume. Without the words it waits until it is asked for. */
+static void sign(struct served *s) {
+    const char *who = s->config.command;
+    if (ftruncate(s->lock_fd, 0) < 0 || pwrite(s->lock_fd, who, strlen(who), 0) < 0)
+        log_debug("the lock's file does not say who has it", LOG_STR("volume", s->target.id),
+                  LOG_ERRNO(errno));
+}
+
+static bool is_signed(const struct served *s) {
+    struct stat st;
+    return fstat(s->lock_fd, &st) == 0 && st.st_size > 0;
+}
+
+bool served_is_left_over(const struct served_config *config, const char *id) {
+    CLEANUP_FREE char *path = lock_path(config, id);
+    char who[16] = "";
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, who, sizeof who - 1);
+    close(fd);
+    return n > 0 && strcmp(who, config->command) == 0;
 }
 
 /* --- the gate --- */
@@ -89,6 +115,7 @@ static void on_broken(void *arg, const struct err *why) {
 static void on_owned(void *arg) {
     struct served *s = arg;
     s->owned = true;
+    sign(s);
     s->config.hooks->owned(s->config.arg);
 }
 
@@ -252,11 +279,12 @@ void served_free(struct served *s) {
     served_metrics_stop(s);
     if (s->broken)
         metrics_gauge_add(s->config.broken, -1);
+    bool all_stored =
+        s->owned ? s->closed && !s->keep_journal : !s->journal || journal_file_is_new(s->journal);
     if (s->journal)
-        journal_file_close(s->journal, s->owned ? s->closed && !s->keep_journal
-                                                : journal_file_is_new(s->journal));
+        journal_file_close(s->journal, all_stored);
     disk_file_close(s->disk);
-    drop_lock(s);
+    drop_lock(s, s->owned ? s->journal && !all_stored : is_signed(s));
     free(s);
 }
 

@@ -27,6 +27,7 @@ struct served_config {
     struct loop *loop;
     struct pool *pool;
     const char *run_dir;
+    const char *command;     /* what the lock's file says: "serve" or "attach" */
     const char *journal_dir; /* NULL: journals in memory, gone with the process */
     const char *state_dir;
     bool resume;             /* as in struct volume_config */
@@ -87,6 +88,9 @@ int served_prepare(const struct served_config *config, const struct served_targe
                    struct served **ret, struct err *e);
 int served_start(struct served *s, const struct served_target *target, struct err *e); /* fiber */
 
+/* Had a daemon of the same command (serve, attach) the volume last? It may have it still. */
+bool served_is_left_over(const struct served_config *config, const char *id);
+
 /* A folder that locks or journals go to: made when it is not there; a file can be made in it. */
 int served_check_folder(const char *path, struct err *e);
 
@@ -96,9 +100,8 @@ int served_close(struct served *s, struct err *e);
 /* fiber. Takes the control socket away and drops the volume; requests that are still under way end
  * with ESHUTDOWN. */
 void served_drop(struct served *s);
-/* When no front end uses the device any more. Unlocks; the journal stays unless all is in the
- * store.
- */
+/* When no front end uses the device any more. Unlocks; the journal, and the lock's file with it,
+ * stays unless all is in the store. */
 void served_free(struct served *s);
 
 /* Brings the engine's metrics up to date; once a second it happens by itself when `scraped`. */

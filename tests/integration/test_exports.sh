@@ -141,3 +141,76 @@ ctl volume delete a --force >/dev/null
 ! nbdinfo "$(uri a)" >"$WORK/out" 2>&1 || fail "a store that says there is no such volume is not believed"
 stop "$HOLDER"
 stop "$DAEMON"
+
+step "a daemon that died: the next one stores what was acknowledged, without being asked"
+unsaved() { # byte: acknowledged, and in the journal alone; the daemon is killed afterwards, by $2
+    start writer /usr/bin/python3 -c '
+import nbd, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(bytes([int(sys.argv[2])]) * 65536, 65536)
+open(sys.argv[3], "w").close()
+time.sleep(60)
+' "$(uri a)" "$1" "$WORK/written"
+    wait_for 10 test -e "$WORK/written"
+    rm "$WORK/written"
+    stop "$DAEMON" "${2:-KILL}"
+    ENDED=$STATUS
+    stop "$PID"
+}
+is_stored() { # byte
+    [ -z "$(find "$WORK/run" -type f)" ] || fail "left in the run folder: $(find "$WORK/run")"
+    ctl -o json volume show a | jq -e '.node == "" and .closed' >/dev/null || fail "$(ctl -o json volume show a)"
+    serve
+    io a "read -P $1 64k 64k"
+    stop "$DAEMON"
+}
+rm -rf "$WORK/run"
+ctl volume create a --size 8M >/dev/null
+ctl volume create b --size 8M >/dev/null
+serve
+unsaved 3
+find "$WORK/run" -name '*.journal' | grep -q . || fail "there is no journal"
+serve b # a daemon of other volumes leaves it alone
+io b 'read 0 4k'
+stop "$DAEMON"
+[ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
+find "$WORK/run" -name '*.journal' | grep -q . || fail "another daemon took it"
+serve
+wait_for 10 bash -c "portalctl ${store[*]:0:4} -o json status a | jq -e '.unflushed_bytes == 0'"
+stop "$DAEMON"
+[ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
+is_stored 3
+
+step "... and says so when it could not"
+serve
+unsaved 4
+proxy_set error=1
+start portalbd portalbd serve "${store[@]}" --listen "unix:$WORK/sock" # it finds no pool
+sleep 0.5
+stop "$PID"
+[ "$STATUS" -eq 3 ] || fail "ended with $STATUS"
+proxy_set error=0 delay=1s
+: >"$WORK/portalbd.log"
+serve --stop-limit 1s
+proxy_set error=1 delay=0s
+stop "$DAEMON"
+[ "$STATUS" -eq 3 ] || fail "ended with $STATUS"
+id=$(proxy_set error=0 && ctl -o json volume show a | jq -r .id)
+grep -q "level=error .*the volume is not closed.*volume=$id" "$WORK/portalbd.log" || fail "$(cat "$WORK/portalbd.log")"
+serve
+stop "$DAEMON" # at once: the end waits for it
+[ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
+is_stored 4
+
+step "... also what a daemon could not store at its end"
+serve --stop-limit 1s
+io a 'read -P 4 64k 64k'
+proxy_set error=1
+unsaved 5 TERM
+[ "$ENDED" -eq 3 ] || fail "ended with $ENDED"
+proxy_set error=0
+serve
+stop "$DAEMON"
+[ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
+is_stored 5
