@@ -269,20 +269,10 @@ static int open_pool(struct daemon *d, struct err *e) {
     return rc < 0 || named ? rc : check_pool(d, e); /* what is attached was found by its maker */
 }
 
-/* Before a client is told that there is something here. */
-static int check_folders(const struct daemon *d, struct err *e) {
-    int rc = served_check_folder(d->served_config.run_dir, e);
-    if (rc < 0)
-        return err_wrap(e, "--run-dir");
-    if (d->served_config.journal_dir)
-        rc = served_check_folder(d->served_config.journal_dir, e);
-    return rc < 0 ? err_wrap(e, "--journal-dir") : 0;
-}
-
 static void start_fiber(void *arg) {
     struct daemon *d = arg;
     struct err e;
-    int rc = d->command == COMMAND_SERVE ? check_folders(d, &e) : 0;
+    int rc = d->command == COMMAND_SERVE ? served_check_folders(&d->served_config, &e) : 0;
     if (rc == 0)
         rc = open_pool(d, &e);
     if (rc == 0)

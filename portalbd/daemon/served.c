@@ -232,7 +232,7 @@ int served_open(const struct served_config *config, const struct served_target *
     return 0;
 }
 
-int served_check_folder(const char *path, struct err *e) {
+static int check_folder(const char *path, struct err *e) {
     CLEANUP_FREE char *probe = xasprintf("%s/.check-XXXXXX", path);
     if (mkdir(path, 0700) < 0 && errno != EEXIST)
         return err_from_errno(e, errno, "folder %s", path);
@@ -242,6 +242,15 @@ int served_check_folder(const char *path, struct err *e) {
     unlink(probe);
     close(fd);
     return 0;
+}
+
+int served_check_folders(const struct served_config *config, struct err *e) {
+    int rc = check_folder(config->run_dir, e);
+    if (rc < 0)
+        return err_wrap(e, "--run-dir");
+    if (config->journal_dir)
+        rc = check_folder(config->journal_dir, e);
+    return rc < 0 ? err_wrap(e, "--journal-dir") : 0;
 }
 
 /* --- end --- */

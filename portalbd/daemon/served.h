@@ -91,8 +91,8 @@ int served_start(struct served *s, const struct served_target *target, struct er
 /* Had a daemon of the same command (serve, attach) the volume last? It may have it still. */
 bool served_is_left_over(const struct served_config *config, const char *id);
 
-/* A folder that locks or journals go to: made when it is not there; a file can be made in it. */
-int served_check_folder(const char *path, struct err *e);
+/* Of locks and journals: made when they are not there; files can be made in them. */
+int served_check_folders(const struct served_config *config, struct err *e);
 
 /* fiber. Everything into the store, clean close. Cancelled, it gives up; afterwards -> served_drop.
  */
