@@ -105,7 +105,7 @@ for folders in "--run-dir /proc/nope" "--run-dir $WORK/run --journal-dir /proc";
 done
 serve
 rm -rf "$WORK/run"
-: >"$WORK/run"
+ln -s nowhere "$WORK/run" # ENOENT
 ! nbdinfo "$(uri x)" >"$WORK/out" 2>"$WORK/err" || fail "served without a lock"
 ! grep -q 'no export named' "$WORK/err" || fail "$(cat "$WORK/err")"
 rm "$WORK/run"
