@@ -264,8 +264,6 @@ static int open_pool(struct daemon *d, struct err *e) {
                            .arg = d};
     if (rc == 0)
         rc = pool_open(d->loop, &d->config.pool, &how, &d->pool, e);
-    if (rc == 0 && !named && !d->config.single) /* one client's: it asks for what it left */
-        d->recovery = recovery_new(d);
     return rc < 0 || named ? rc : check_pool(d, e); /* what is attached was found by its maker */
 }
 
@@ -273,6 +271,8 @@ static void start_fiber(void *arg) {
     struct daemon *d = arg;
     struct err e;
     int rc = d->command == COMMAND_SERVE ? served_check_folders(&d->served_config, &e) : 0;
+    if (rc == 0 && d->command == COMMAND_SERVE && !d->config.single)
+        d->recovery = recovery_new(d); /* a single client asks for what it left */
     if (rc == 0)
         rc = open_pool(d, &e);
     if (rc == 0)

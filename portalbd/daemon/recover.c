@@ -28,15 +28,20 @@ struct recovery {
 
 /* --- what there is --- */
 
-static bool id_of_file(const struct daemon *d, const char *name, char ret[ID_MAX]) {
+static bool id_of_file(const char *name, char ret[ID_MAX]) {
     struct parsed_id id;
     size_t len = strlen(name), suffix = strlen(SUFFIX);
     if (len <= suffix || len - suffix >= ID_MAX || strcmp(name + len - suffix, SUFFIX) != 0)
         return false;
     memcpy(ret, name, len - suffix);
     ret[len - suffix] = '\0';
-    return id_parse(&id, ret, NULL) == 0 && id.kind == ID_VOLUME &&
-           strcmp(id.pool, d->pool.name) == 0;
+    return id_parse(&id, ret, NULL) == 0 && id.kind == ID_VOLUME;
+}
+
+/* Daemons of several pools may share the folder. */
+static bool is_of_our_pool(const struct daemon *d, const char *id) {
+    struct parsed_id parsed;
+    return id_parse(&parsed, id, NULL) == 0 && strcmp(parsed.pool, d->pool.name) == 0;
 }
 
 struct recovery *recovery_new(struct daemon *d) {
@@ -45,7 +50,7 @@ struct recovery *recovery_new(struct daemon *d) {
     DIR *dir = d->served_config.journal_dir ? opendir(d->served_config.journal_dir) : NULL;
     char id[ID_MAX];
     for (const struct dirent *entry; dir && (entry = readdir(dir));) {
-        if (!id_of_file(d, entry->d_name, id) || !served_is_left_over(&d->served_config, id))
+        if (!id_of_file(entry->d_name, id) || !served_is_left_over(&d->served_config, id))
             continue;
         r->items = xrealloc(r->items, (r->count + 1) * sizeof *r->items);
         memcpy(r->items[r->count].id, id, sizeof id);
@@ -96,7 +101,7 @@ void recovery_run(struct recovery *r) {
     CHECK(d->exports);
     for (size_t i = 0; i < r->count && !fiber_cancelled(d->env); i++) {
         struct err e;
-        if (r->items[i].done)
+        if (r->items[i].done || !is_of_our_pool(d, r->items[i].id))
             continue;
         if (recover(d, r->items[i].id, &e) == 0)
             r->items[i].done = true;
@@ -111,7 +116,8 @@ bool recovery_report(const struct recovery *r) {
     bool complete = true;
     for (size_t i = 0; i < r->count; i++) {
         CLEANUP_FREE char *path = xasprintf("%s/%s" SUFFIX, config->journal_dir, r->items[i].id);
-        if (r->items[i].done || access(path, F_OK) < 0)
+        if (r->items[i].done || !is_of_our_pool(r->daemon, r->items[i].id) ||
+            access(path, F_OK) < 0)
             continue;
         log_error("the volume is not closed: what an earlier daemon acknowledged and did not store "
                   "is in its journal alone",

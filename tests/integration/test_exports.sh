@@ -5,7 +5,8 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_commands nbdinfo qemu-io jq
 
-store=(--store "file://$WORK/pool" --run-dir "$WORK/run" --state-dir "$WORK/state")
+RUN=$WORK/run
+store=(--store "file://$WORK/pool" --run-dir "$RUN" --state-dir "$WORK/state")
 ctl() { portalctl "${store[@]:0:4}" --timeout 20s "$@"; }
 uri() { printf 'nbd+unix:///%s?socket=%s' "$1" "$WORK/sock"; }
 connects() { /usr/bin/python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])' "$1"; }
@@ -96,7 +97,7 @@ is_free() { # nobody has it, and the store knows
     ctl -o json volume show "$1" | jq -e '.node == "" and .closed' >/dev/null || fail "$(ctl -o json volume show "$1")"
     ctl snapshot restore "$1@s" --yes >/dev/null || fail "restore"
 }
-for folders in "--run-dir /proc/nope" "--run-dir $WORK/run --journal-dir /proc"; do
+for folders in "--run-dir /proc/nope" "--run-dir $RUN --journal-dir /proc"; do
     status=0
     # shellcheck disable=SC2086
     timeout 20 portalbd serve --store "file://$WORK/pool" $folders --listen "unix:$WORK/sock" 2>"$WORK/err" || status=$?
@@ -104,14 +105,14 @@ for folders in "--run-dir /proc/nope" "--run-dir $WORK/run --journal-dir /proc";
     grep -c 'level=error.*does not start.*/proc' "$WORK/err" | grep -qx 1 || fail "$(cat "$WORK/err")"
 done
 serve
-rm -rf "$WORK/run"
-ln -s nowhere "$WORK/run" # ENOENT
+rm -rf "$RUN"
+ln -s nowhere "$RUN" # ENOENT
 ! nbdinfo "$(uri x)" >"$WORK/out" 2>"$WORK/err" || fail "served without a lock"
 ! grep -q 'no export named' "$WORK/err" || fail "$(cat "$WORK/err")"
-rm "$WORK/run"
+rm "$RUN"
 is_free x
 io x 'write -P 1 0 64k' flush
-control=$(find "$WORK/run" -name '*.sock')
+control=$(find "$RUN" -name '*.sock')
 stop "$DAEMON"
 [ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
 mkdir -p "$control/in-the-way"
@@ -126,7 +127,8 @@ stop "$DAEMON"
 step "the store is away: who comes back gets its volume"
 start_s3
 start_faultproxy
-store=(--store s3://bucket/p --run-dir "$WORK/run" --state-dir "$WORK/state")
+RUN=$WORK/run-s3
+store=(--store s3://bucket/p --run-dir "$RUN" --state-dir "$WORK/state")
 ctl pool create >/dev/null
 ctl volume create a --size 8M >/dev/null
 serve --stop-limit 1s
@@ -159,23 +161,23 @@ time.sleep(60)
     stop "$PID"
 }
 is_stored() { # byte
-    [ -z "$(find "$WORK/run" -type f)" ] || fail "left in the run folder: $(find "$WORK/run")"
+    [ -z "$(find "$RUN" -name 'pv-*')" ] || fail "left in the run folder: $(find "$RUN")"
     ctl -o json volume show a | jq -e '.node == "" and .closed' >/dev/null || fail "$(ctl -o json volume show a)"
     serve
     io a "read -P $1 64k 64k"
     stop "$DAEMON"
 }
-rm -rf "$WORK/run"
+rm -rf "$RUN"
 ctl volume create a --size 8M >/dev/null
 ctl volume create b --size 8M >/dev/null
 serve
 unsaved 3
-find "$WORK/run" -name '*.journal' | grep -q . || fail "there is no journal"
+find "$RUN" -name '*.journal' | grep -q . || fail "there is no journal"
 serve b # a daemon of other volumes leaves it alone
 io b 'read 0 4k'
 stop "$DAEMON"
 [ "$STATUS" -eq 0 ] || fail "ended with $STATUS"
-find "$WORK/run" -name '*.journal' | grep -q . || fail "another daemon took it"
+find "$RUN" -name '*.journal' | grep -q . || fail "another daemon took it"
 serve
 wait_for 10 bash -c "portalctl ${store[*]:0:4} -o json status a | jq -e '.unflushed_bytes == 0'"
 stop "$DAEMON"
