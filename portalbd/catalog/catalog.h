@@ -31,7 +31,8 @@ enum {
 };
 #define VOLUME_SIZE_MAX (UINT64_C(1) << 60) /* bytes; sizes are multiples of VOLUME_BLOCK_SIZE */
 
-/* What of a volume never changes, so that a snapshot needs no look at its record. */
+/* What of a volume never changes, so that a snapshot needs no look at its record, unless that was
+ * seen to name a restore. */
 struct catalog_identity {
     struct volume_key key;
     char name[ENTITY_NAME_MAX + 1];
@@ -71,7 +72,8 @@ struct volume_create {
 /* Creates a volume, or returns the one that exists under this name when it was created by an equal
  * request (size, limit, source and parameters: the fingerprint), growth since then aside. Finishes
  * a creation that died half way. A volume with a source is a clone: O(1) in data, independent of
- * it; larger than its source when that was asked for.
+ * it; larger than its source when that was asked for. A half done restore of a volume that is the
+ * source is finished first.
  *   -ERR_INVALID      name, size (0 without a source) or parameters out of range; a source of
  *                     another pool
  *   -ERR_EXISTS       the name is taken by a volume that was asked for differently
@@ -169,7 +171,9 @@ void snapshot_info_release(struct snapshot_info *i);
  * returns the one that exists under this name of the same volume.
  * -ERR_EXISTS: the name is a snapshot of another volume; -ERR_NOT_FOUND: no such volume;
  * -ERR_INVALID: the name is empty or longer than ENTITY_NAME_MAX.
- * Costs 9 and no data, 10 for a volume that this catalog has not met lately; 2 when it exists. */
+ * A restore that is half done is finished first; one that began since this catalog met the volume,
+ * and died, is not seen: then it holds what was there before, and the restore is finished later.
+ * Costs 9 and no data, 11 for a volume that this catalog has not met lately; 2 when it exists. */
 int catalog_snapshot_create(struct catalog *c, const char *name, const char *source_id,
                             struct snapshot_info *ret, struct err *e);
 /* An id that names nothing is deleted already: 0. Costs 6; 2 when there is nothing to do. */

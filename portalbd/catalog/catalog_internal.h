@@ -55,9 +55,9 @@ void volume_info_make(struct volume_info *ret, struct catalog *c, struct volume_
 int volume_info_read(struct catalog *c, struct volume_record *r, struct volume_info *ret,
                      struct err *e);
 
-/* What of a volume never changes: its record at creation says it, whatever came since. Borrowed
- * until the next call that waits. -ERR_NOT_FOUND: there never was such a volume, or its creation is
- * long pruned and it is gone. Costs 0, 1, or 3 when the record of its creation is pruned. */
+/* What of a volume never changes, after a restore of it that is half done was finished. Borrowed
+ * until the next call that waits. -ERR_NOT_FOUND. Costs 0 when this catalog has met it lately, and
+ * has seen no restore of it since that is not finished; else 2. */
 int volume_identity(struct catalog *c, const struct parsed_id *id,
                     const struct catalog_identity **ret, struct err *e);
 
@@ -83,6 +83,9 @@ int catalog_settle(struct catalog *c, struct volume_record *r, struct err *e);
  * nothing changes): the record is ready when it returns 0. -ERR_STALE: it moved on, read it again.
  */
 int catalog_finish_restore(struct catalog *c, struct volume_record *r, struct err *e);
+/* volume_record_by_id, for who is about to read the content: finishes a restore first. Costs 2. */
+int catalog_restored_record(struct catalog *c, const char *id, struct volume_record *ret,
+                            struct err *e);
 
 /* --- content.c --- */
 

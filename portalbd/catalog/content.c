@@ -42,8 +42,13 @@ static int find_snapshot(struct catalog *c, const struct parsed_id *id, struct c
 }
 
 static int find_volume(struct catalog *c, const char *id, struct clone_source *ret, struct err *e) {
+    struct volume_record r;
     struct volume_info info;
-    int rc = catalog_volume_get(c, id, &info, e);
+    int rc = catalog_restored_record(c, id, &r, e);
+    if (rc < 0)
+        return rc;
+    rc = volume_info_read(c, &r, &info, e);
+    volume_record_release(&r);
     if (rc < 0)
         return rc;
     ret->volume = info.record.key;

@@ -184,7 +184,36 @@ int catalog_finish_restore(struct catalog *c, struct volume_record *r, struct er
     return 0;
 }
 
+int catalog_restored_record(struct catalog *c, const char *id, struct volume_record *ret,
+                            struct err *e) {
+    for (int attempt = 0; attempt < CATALOG_ATTEMPTS_MAX; attempt++) {
+        struct volume_record r;
+        int rc = volume_record_by_id(c, id, &r, e);
+        if (rc < 0)
+            return rc;
+        if (r.state != VOLUME_RESTORING) {
+            *ret = r;
+            return 0;
+        }
+        rc = catalog_finish_restore(c, &r, e);
+        volume_record_release(&r);
+        if (rc < 0 && rc != -ERR_STALE)
+            return rc;
+    }
+    return catalog_busy(e, "volume", id);
+}
+
 /* --- the call --- */
+
+/* The call ends with rc while the record names the restore, or may: people must know that it is not
+ * off. */
+static int left_to_others(struct err *e, const struct volume_record *r, int rc) {
+    return rc == -ERR_STALE ? rc
+                            : err_wrap(e,
+                                       "the restore of volume '%s' may have begun, and whoever "
+                                       "uses the volume next finishes it",
+                                       r->name);
+}
 
 /* The record says restoring, for this or another snapshot: that first. -ERR_STALE: start over. */
 static int go_on(struct catalog *c, struct volume_record *r, const char *snapshot_id,
@@ -192,8 +221,10 @@ static int go_on(struct catalog *c, struct volume_record *r, const char *snapsho
     bool ours = strcmp(r->restore_snapshot, snapshot_id) == 0, reverted;
     struct manifest m;
     int rc = finish(c, r, NULL, &m, &reverted, e);
+    if (rc < 0 && reverted)
+        return ours ? rc : -ERR_STALE;
     if (rc < 0)
-        return reverted && !ours ? -ERR_STALE : rc;
+        return left_to_others(e, r, rc);
     if (ours)
         volume_info_make(ret, c, r, &m);
     manifest_release(&m);
@@ -274,16 +305,17 @@ static int restore_once(struct catalog *c, const char *snapshot_id, const char *
     r.state = VOLUME_RESTORING; /* I1 */
     catalog_set_text(&r.restore_snapshot, snapshot_id);
     rc = volume_record_next_epoch(&r, e);
-    if (rc == 0)
-        rc = volume_record_advance(c, &r, e);
+    if (rc < 0)
+        return rc;
     struct manifest m;
-    bool reverted;
+    bool reverted = false;
+    rc = volume_record_advance(c, &r, e);
     if (rc == 0 || rc == -ERR_STALE)
         *b = (struct beginning){.number = r.number, .nonce = r.nonce};
     if (rc == 0)
         rc = finish(c, &r, &source, &m, &reverted, e);
     if (rc < 0)
-        return rc;
+        return reverted ? rc : left_to_others(e, &r, rc);
     volume_info_make(ret, c, &r, &m);
     manifest_release(&m);
     return 0;

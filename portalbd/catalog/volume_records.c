@@ -63,6 +63,38 @@ int catalog_newest(struct catalog *c, const char *folder,
     return rc < 0 ? err_wrap(e, "%s", key) : 0;
 }
 
+/* --- identities --- */
+
+static struct catalog_identity *identity_find(struct catalog *c, const struct volume_key *key) {
+    for (size_t i = 0; i < CATALOG_IDENTITIES; i++)
+        if (volume_keys_equal(&c->identities[i].key, key))
+            return &c->identities[i];
+    return NULL;
+}
+
+/* A restore is half done: whoever cuts next has to look at the record. */
+static void identity_forget(struct catalog *c, const struct volume_record *r) {
+    struct catalog_identity *known = identity_find(c, &r->key);
+    if (known)
+        *known = (struct catalog_identity){0};
+}
+
+static const struct catalog_identity *identity_remember(struct catalog *c,
+                                                        const struct volume_record *r) {
+    const struct catalog_identity *known = identity_find(c, &r->key);
+    CHECK(r->state != VOLUME_RESTORING);
+    if (known)
+        return known;
+    const char *fstype = string_map_get(&r->parameters, "csi.storage.k8s.io/fstype");
+    struct catalog_identity *i = &c->identities[c->identity_next++ % CATALOG_IDENTITIES];
+    *i = (struct catalog_identity){.key = r->key};
+    snprintf(i->name, sizeof i->name, "%s", r->name);
+    snprintf(i->fstype, sizeof i->fstype, "%s", fstype ? fstype : "");
+    return i;
+}
+
+/* --- records --- */
+
 static int decode(void *ret, const char *key, struct view body, struct err *e) {
     return volume_record_decode_at(ret, key, body, e);
 }
@@ -71,7 +103,10 @@ int volume_record_newest(struct catalog *c, const char *hash, struct volume_reco
                          struct err *e) {
     char folder[KEY_MAX];
     key_records_prefix(folder, hash);
-    return catalog_newest(c, folder, decode, ret, sizeof *ret, e);
+    int rc = catalog_newest(c, folder, decode, ret, sizeof *ret, e);
+    if (rc == 0 && ret->state == VOLUME_RESTORING)
+        identity_forget(c, ret);
+    return rc;
 }
 
 int volume_record_at(struct catalog *c, const char *hash, uint64_t n, struct volume_record *ret,
@@ -106,6 +141,8 @@ int volume_record_by_id(struct catalog *c, const char *id, struct volume_record 
 int volume_record_advance(struct catalog *c, struct volume_record *r, struct err *e) {
     CHECK(r->publish_epoch <= UINT32_MAX);
     CHECK(r->size_bytes % VOLUME_BLOCK_SIZE == 0);
+    if (r->state == VOLUME_RESTORING)
+        identity_forget(c, r);
     r->number++;
     catalog_new_id(c, &r->nonce);
     CLEANUP_BUF struct buf body = {0};
@@ -125,46 +162,20 @@ int volume_record_next_epoch(struct volume_record *r, struct err *e) {
     return 0;
 }
 
-/* --- identities --- */
-
-static const struct catalog_identity *identity_find(const struct catalog *c,
-                                                    const struct volume_key *key) {
-    for (size_t i = 0; i < CATALOG_IDENTITIES; i++)
-        if (volume_keys_equal(&c->identities[i].key, key))
-            return &c->identities[i];
-    return NULL;
-}
-
-static const struct catalog_identity *identity_remember(struct catalog *c,
-                                                        const struct volume_record *r) {
-    const struct catalog_identity *known = identity_find(c, &r->key);
-    if (known)
-        return known;
-    const char *fstype = string_map_get(&r->parameters, "csi.storage.k8s.io/fstype");
-    struct catalog_identity *i = &c->identities[c->identity_next++ % CATALOG_IDENTITIES];
-    *i = (struct catalog_identity){.key = r->key};
-    snprintf(i->name, sizeof i->name, "%s", r->name);
-    snprintf(i->fstype, sizeof i->fstype, "%s", fstype ? fstype : "");
-    return i;
-}
-
 int volume_identity(struct catalog *c, const struct parsed_id *id,
                     const struct catalog_identity **ret, struct err *e) {
     *ret = identity_find(c, &id->key);
     if (*ret)
         return 0;
+    char text[ID_MAX];
     struct volume_record r;
-    int rc = volume_record_at(c, id->name_hash, id->number, &r, e); /* the one that created it */
-    if (rc == -ERR_NOT_FOUND)
-        rc = volume_record_newest(c, id->name_hash, &r, e);
+    id_format(text, &id->key, id->pool);
+    int rc = catalog_restored_record(c, text, &r, e);
     if (rc < 0)
         return rc;
-    if (r.number > 0 && volume_keys_equal(&r.key, &id->key))
-        *ret = identity_remember(c, &r);
-    else
-        rc = err_set(e, -ERR_NOT_FOUND, "volume '%s.%s' does not exist", id->key.text, id->pool);
+    *ret = identity_remember(c, &r);
     volume_record_release(&r);
-    return rc;
+    return 0;
 }
 
 void volume_info_release(struct volume_info *i) {
@@ -177,7 +188,8 @@ void volume_info_make(struct volume_info *ret, struct catalog *c, struct volume_
     *ret = (struct volume_info){
         .record = *r, .size_bytes = m->size_bytes, .depth = m->depth, .closed = m->closed};
     id_format(ret->id, &r->key, c->pool);
-    identity_remember(c, r);
+    if (r->state != VOLUME_RESTORING)
+        identity_remember(c, r);
     *r = (struct volume_record){0};
 }
 

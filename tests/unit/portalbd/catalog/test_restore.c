@@ -214,7 +214,17 @@ static void test_refused(void **state) {
 
 /* --- deaths --- */
 
-enum finisher { SAME_COMMAND, OTHER_SNAPSHOT, PUBLISH, UNPUBLISH, DELETE, FINISHERS };
+enum finisher {
+    SAME_COMMAND,
+    OTHER_SNAPSHOT,
+    PUBLISH,
+    UNPUBLISH,
+    CLONE,
+    SNAPSHOT,
+    SNAPSHOT_ELSEWHERE,
+    DELETE,
+    FINISHERS
+};
 
 struct stage {
     struct pool_fixture f;
@@ -238,18 +248,60 @@ static void run_restore(void *arg) {
     st->ended = true;
 }
 
+/* Asked by another controller, so that this one's knows no more than before. */
 static enum volume_state state_of(struct stage *st) {
+    struct catalog other;
     struct err e;
     struct volume_record r;
-    ok(volume_record_by_id(&st->f.catalog, st->story.volume, &r, &e), &e);
+    catalog_init(&other, st->f.env, st->f.store, "pool");
+    ok(volume_record_by_id(&other, st->story.volume, &r, &e), &e);
     enum volume_state state = r.state;
     volume_record_release(&r);
     return state;
 }
 
+/* Segments in a clone of the volume, which is made now. */
+static int make_clone(struct pool_fixture *f, const struct story *s, size_t *ret_segments) {
+    struct err e;
+    struct volume_info v;
+    struct manifest m;
+    struct volume_create req = {.name = "clone", .source = s->volume};
+    int rc = catalog_volume_create(&f->catalog, &req, &v, &e);
+    if (rc < 0)
+        return rc;
+    ok(manifest_newest(f->store, &v.record.key, &m, &e), &e);
+    *ret_segments = segments_of(&m.root);
+    manifest_release(&m);
+    volume_info_release(&v);
+    return 0;
+}
+
+/* ... in a snapshot. */
+static int make_snapshot(struct catalog *c, const struct story *s, size_t *ret_segments) {
+    struct err e;
+    struct snapshot_info i;
+    struct pin_root p;
+    int rc = catalog_snapshot_create(c, "new", s->volume, &i, &e);
+    if (rc < 0)
+        return rc;
+    ok(pin_root_get(c->store, &i.record.source, &i.record.pin, &p, &e), &e);
+    *ret_segments = segments_of(&p.root);
+    pin_root_release(&p);
+    snapshot_info_release(&i);
+    return 0;
+}
+
+/* Who gave up half way has said what comes of it. */
+static void told(void *arg) {
+    struct stage *st = arg;
+    if (state_of(st) == VOLUME_RESTORING && !(st->ended && st->rc == 0))
+        assert_non_null(strstr(st->err.text, "next finishes it"));
+}
+
 static void finish(void *arg) {
     struct stage *st = arg;
-    struct catalog *c = &st->f.catalog;
+    struct catalog *c = &st->f.catalog, elsewhere;
+    catalog_init(&elsewhere, st->f.env, st->f.store, "pool");
     const struct story *s = &st->story;
     struct err e;
     bool begun = state_of(st) == VOLUME_RESTORING;
@@ -283,6 +335,15 @@ static void finish(void *arg) {
         ok(catalog_volume_unpublish(c, s->volume, "", &e), &e);
         found = at_rest(&st->f, s);
         break;
+    case CLONE:
+        assert_int_equal(make_clone(&st->f, s, &found), 0);
+        assert_int_equal(state_of(st), VOLUME_READY);
+        break;
+    case SNAPSHOT:
+    case SNAPSHOT_ELSEWHERE:
+        assert_int_equal(make_snapshot(st->who == SNAPSHOT ? c : &elsewhere, s, &found), 0);
+        assert_int_equal(state_of(st), VOLUME_READY);
+        break;
     default:
         ok(catalog_volume_delete(c, s->volume, false, &e), &e);
         return;
@@ -310,6 +371,7 @@ static bool die_at(uint64_t n, enum fault_kind how, enum finisher who, bool snap
         assert_int_equal(st.rc, -ERR_CANCELLED);
     }
     objstore_fault_clear(st.f.faults);
+    pool_fixture_run(&st.f, told, &st);
     pool_fixture_run(&st.f, finish, &st);
     pool_fixture_release(&st.f);
     return through;
@@ -402,7 +464,8 @@ static void test_root_behind_open(void **state) {
 struct crowd {
     struct pool_fixture f;
     struct story story;
-    int rc[3];
+    int rc[5];
+    size_t cloned, cut; /* segments */
 };
 
 static void crowd_set_up(void *arg) {
@@ -434,10 +497,23 @@ static void crowd_publish(void *arg) {
         volume_info_release(&v);
 }
 
+static void crowd_clone(void *arg) {
+    struct crowd *c = arg;
+    c->rc[3] = make_clone(&c->f, &c->story, &c->cloned);
+}
+static void crowd_cut(void *arg) {
+    struct crowd *c = arg;
+    c->rc[4] = make_snapshot(&c->f.catalog, &c->story, &c->cut);
+}
+
+static bool is_whole(size_t segments) {
+    return segments == 9 || segments == 3 || segments == 7;
+}
+
 static void crowd_end(void *arg) {
     struct crowd *c = arg;
     struct err e;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 5; i++)
         assert_true(c->rc[i] == 0 || c->rc[i] == -ERR_IN_USE || c->rc[i] == -ERR_BUSY);
     ok(catalog_volume_unpublish(&c->f.catalog, c->story.volume, "", &e), &e);
     size_t found = at_rest(&c->f, &c->story);
@@ -445,7 +521,9 @@ static void crowd_end(void *arg) {
     if (one || other)
         assert_true((one && found == 3) || (other && found == 7));
     else
-        assert_true(found == 9 || found == 3 || found == 7);
+        assert_true(is_whole(found));
+    assert_true(c->rc[3] < 0 || is_whole(c->cloned));
+    assert_true(c->rc[4] < 0 || is_whole(c->cut));
 }
 
 static void test_crowd(void **state) {
@@ -459,6 +537,8 @@ static void test_crowd(void **state) {
         fiber_start(c.f.env, crowd_early, &c);
         fiber_start(c.f.env, crowd_late, &c);
         fiber_start(c.f.env, crowd_publish, &c);
+        fiber_start(c.f.env, crowd_clone, &c);
+        fiber_start(c.f.env, crowd_cut, &c);
         virtual_env_run(&c.f.venv);
         pool_fixture_run(&c.f, crowd_end, &c);
         pool_fixture_release(&c.f);

@@ -79,7 +79,7 @@ static void cut_and_find(void *arg) {
     catalog_init(c, f->env, f->store, "pool");
     before = pool_fixture_requests(f);
     t = cut(f, "s", b.id);
-    assert_int_equal(pool_fixture_requests(f) - before, 11); /* there is a tombstone to read, too */
+    assert_int_equal(pool_fixture_requests(f) - before, 12); /* there is a tombstone to read, too */
     assert_string_equal(t.record.source_name, "b");
     assert_string_not_equal(s.id, t.id);
     snapshot_info_release(&s);
