@@ -79,6 +79,8 @@ struct daemon {
     int exit_code;
 
     struct pool pool;
+    bool own_journal_dir; /* --journal-dir was given */
+    int run_pool_fds[2];  /* run folder, journals' folder: held for our pool (run_pool.h); or -1 */
     bool node_registered;
     bool trouble; /* the store does not answer: requests are tried again */
     struct served_config served_config;

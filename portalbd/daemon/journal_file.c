@@ -25,6 +25,7 @@
 #include "common/mem.h"
 #include "common/mutant.h"
 #include "portalbd/daemon/lock_file.h"
+#include "portalbd/volume/journal.h"
 
 enum {
     PAGE = 4096,
@@ -353,4 +354,45 @@ void journal_file_close(struct journal_file *f, bool remove) {
     free(f->state_dir);
     free(f->id);
     free(f);
+}
+
+/* --- what one holds that is not ours --- */
+
+static bool reserve_nothing(struct journal_memory *m, uint64_t off, uint64_t len) {
+    (void)m, (void)off, (void)len;
+    return true; /* the header is there, and nothing is written */
+}
+
+static void punch_nothing(struct journal_memory *m, uint64_t off, uint64_t len) {
+    (void)m, (void)off, (void)len;
+}
+
+static bool holds_writes(struct journal_memory *m, const char *id) {
+    struct parsed_id parsed;
+    struct journal *j;
+    struct err e;
+    if (id_parse(&parsed, id, &e) < 0 || journal_open(m, m->size, &parsed.key, &j, &e) < 0)
+        return true;
+    bool holds = journal_damage(j) || journal_head(j) != journal_tail(j);
+    journal_free(j);
+    return holds;
+}
+
+bool journal_file_holds_writes(const char *path, const char *id) {
+    struct journal_memory m = {.reserve = reserve_nothing, .punch = punch_nothing};
+    struct stat st = {0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return errno != ENOENT;
+    bool holds = fstat(fd, &st) < 0 || st.st_size > 0; /* else its maker died very early */
+    if (holds) {
+        m.size = (uint64_t)st.st_size;
+        m.base = mmap(NULL, m.size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+        if (m.base != MAP_FAILED) {
+            holds = holds_writes(&m, id);
+            munmap(m.base, m.size);
+        }
+    }
+    close(fd);
+    return holds;
 }

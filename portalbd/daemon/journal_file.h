@@ -28,3 +28,7 @@ bool journal_file_is_new(const struct journal_file *f);
 /* Unmaps and unlocks; nothing uses the memory any more. remove: all that it held is in the store.
  */
 void journal_file_close(struct journal_file *f, bool remove);
+
+/* Does the journal at path hold writes of the volume with this id that may not be in its store?
+ * Also when nobody can tell. Blocks; changes nothing. */
+bool journal_file_holds_writes(const char *path, const char *id);

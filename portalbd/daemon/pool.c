@@ -28,6 +28,15 @@ static int make_folder(const char *store_url, struct err *e) {
     return 0;
 }
 
+char *pool_where(const char *url, const char *endpoint) {
+    static const char *const variables[] = {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"};
+    if (strncmp(url, "s3:", 3) != 0)
+        return xstrdup(url);
+    for (size_t i = 0; !(endpoint && endpoint[0]) && i < ARRAY_LEN(variables); i++)
+        endpoint = getenv(variables[i]);
+    return endpoint && endpoint[0] ? xasprintf("%s at %s", url, endpoint) : xstrdup(url);
+}
+
 static int open_store(struct loop *loop, const struct objstore_config *config, bool make,
                       struct pool *ret, struct err *e) {
     struct objstore *store;
@@ -38,6 +47,7 @@ static int open_store(struct loop *loop, const struct objstore_config *config, b
     if (rc < 0)
         return err_wrap(e, "pool %s", name);
     ret->store = store;
+    ret->where = pool_where(config->url, config->endpoint);
     memcpy(ret->name, name, strlen(name) + 1);
     catalog_init(&ret->catalog, loop_env(loop), store, ret->name);
     return 0;
@@ -185,4 +195,5 @@ void pool_close(struct pool *p) {
     p->store = NULL;
     source_free(p->source);
     p->source = NULL;
+    free(TAKE_PTR(p->where));
 }

@@ -59,6 +59,7 @@ extern const char *const pool_addressing_names[];
 struct pool {
     char name[POOL_NAME_MAX];
     struct objstore *store;     /* owned */
+    char *where;                /* owned; the store, for people: no credentials in it */
     struct pool_source *source; /* owned; the pool file that it was found in, or NULL */
     struct catalog catalog;
 };
@@ -77,3 +78,6 @@ struct pool_how {
 int pool_open(struct loop *loop, const struct pool_options *options, const struct pool_how *how,
               struct pool *ret, struct err *e);
 void pool_close(struct pool *p);
+/* A store for people, without credentials: its URL, and the endpoint that these settings and the
+ * environment name. Owned by the caller. */
+char *pool_where(const char *url, const char *endpoint);

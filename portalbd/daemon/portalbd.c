@@ -21,6 +21,7 @@
 #include "common/mem.h"
 #include "common/service.h"
 #include "portalbd/daemon/daemon.h"
+#include "portalbd/daemon/run_pool.h"
 
 #define SECONDS(n) (UINT64_C(1000000) * (n))
 
@@ -245,18 +246,40 @@ static void on_trouble(void *arg, const struct err *why) {
         attach_waits(d, why);
 }
 
-static int check_pool(struct daemon *d, struct err *e) {
+static int check_pool(struct daemon *d, struct run_pool *ret, struct err *e) {
     struct pool_record record;
     struct pool_create any = {.allow_other_cluster = true};
     int rc = catalog_pool_check(&d->pool.catalog, &any, &record, e);
-    if (rc == 0)
-        pool_record_release(&record);
+    if (rc < 0)
+        return rc;
+    memcpy(ret->name, d->pool.name, sizeof ret->name);
+    random_id_to_hex(&record.uuid, ret->uuid);
+    ret->where = d->pool.where;
+    pool_record_release(&record);
+    return 0;
+}
+
+/* Sockets, locks and journals must not meet those of another pool of our name. Journals in the run
+ * folder are covered by that one's file. */
+static int take_folders(struct daemon *d, const struct run_pool *p, struct err *e) {
+    const struct config *c = &d->config;
+    int rc = run_pool_take(d->env, c->run_dir, p, &d->run_pool_fds[0], e);
+    if (rc == 0 && d->own_journal_dir && c->journal == JOURNAL_SHM)
+        rc = run_pool_take(d->env, c->journal_dir, p, &d->run_pool_fds[1], e);
     return rc;
+}
+
+/* A device waits for us: no request to the store for what our predecessor has seen to. */
+static void follow_in_folders(struct daemon *d) {
+    run_pool_follow(d->config.run_dir, d->pool.name, &d->run_pool_fds[0]);
+    if (d->own_journal_dir && d->config.journal == JOURNAL_SHM)
+        run_pool_follow(d->config.journal_dir, d->pool.name, &d->run_pool_fds[1]);
 }
 
 static int open_pool(struct daemon *d, struct err *e) {
     struct parsed_id id;
     bool named = d->command == COMMAND_ATTACH;
+    struct run_pool owner = {0};
     int rc = named ? id_parse(&id, d->config.volume, e) : 0;
     struct pool_how how = {.wanted = named ? id.pool : NULL,
                            .metrics = d->metrics,
@@ -264,7 +287,13 @@ static int open_pool(struct daemon *d, struct err *e) {
                            .arg = d};
     if (rc == 0)
         rc = pool_open(d->loop, &d->config.pool, &how, &d->pool, e);
-    return rc < 0 || named ? rc : check_pool(d, e); /* what is attached was found by its maker */
+    if (rc == 0 && named && d->config.resume) {
+        follow_in_folders(d);
+        return 0;
+    }
+    if (rc == 0)
+        rc = check_pool(d, &owner, e);
+    return rc < 0 ? rc : take_folders(d, &owner, e);
 }
 
 static void start_fiber(void *arg) {
@@ -417,6 +446,9 @@ static void take_down(struct daemon *d) {
         d->exit_code = MAX(d->exit_code, EXIT_UNSAVED);
     recovery_free(TAKE_PTR(d->recovery));
     pool_close(&d->pool);
+    for (size_t i = 0; i < ARRAY_LEN(d->run_pool_fds); i++)
+        if (d->run_pool_fds[i] >= 0)
+            close(d->run_pool_fds[i]);
 }
 
 /* --- main --- */
@@ -515,7 +547,8 @@ static const struct served_hooks served_hooks = {.owned = on_owned,
                                                  .handover = handover};
 
 static void set_served_config(struct daemon *d) {
-    if (!d->config.journal_dir)
+    d->own_journal_dir = d->config.journal_dir != NULL;
+    if (!d->own_journal_dir)
         d->config.journal_dir = xasprintf("%s/journals", d->config.run_dir);
     d->served_config = (struct served_config){
         .loop = d->loop,
@@ -577,7 +610,7 @@ static void set_node_id(struct config *c) {
 }
 
 int main(int argc, char **argv) {
-    struct daemon d = {.device_fd = -1};
+    struct daemon d = {.device_fd = -1, .run_pool_fds = {-1, -1}};
     struct option_args args;
     struct err e;
     options_parse_or_exit(&program, argc, argv, &d.config, &args);
