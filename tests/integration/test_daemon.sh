@@ -189,7 +189,7 @@ h.connect_command(["portalbd", "serve", *sys.argv[1:], "--single"])
 assert h.pread(4096, 0) == b"\x31" * 4096
 h.shutdown()
 PY
-wait_for 10 bash -c "[ -z \"\$(find '$WORK/run' -type f)\" ]"
+wait_for 10 bash -c "[ -z \"\$(find '$WORK/run' -type f ! -name pool-default)\" ]"
 
 step "attach on an inherited socket, as the kernel's client has it"
 id=$(ctl -o json volume show d | jq -r .id)
