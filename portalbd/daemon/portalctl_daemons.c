@@ -16,7 +16,8 @@ static int ask_about(struct ctl *c, const char *verb, struct err *e) {
     char id[ID_MAX];
     if (!ctl_find_daemon(c, c->argv[0], id))
         return not_served(c, e);
-    return ctl_ask(c, id, verb, NULL, &c->result, e);
+    int rc = ctl_check_store_of(c, id, e);
+    return rc < 0 ? rc : ctl_ask(c, id, verb, NULL, &c->result, e);
 }
 
 /* All of this node: the few members that a table has room for. */

@@ -141,6 +141,8 @@ static int attach_published(struct ctl *c, const struct target *t, const char *n
  */
 static int prepare_agent(struct ctl *c, struct ctl_agent_info *ret, struct err *e) {
     int rc = ctl_make_run_dir(c, e);
+    if (rc == 0)
+        rc = run_pool_check(c->config.run_dir, &c->run_pool, e);
     if (rc == 0 && c->config.pool.store && !ctl_agent_is_live(c)) {
         CLEANUP_FREE char *pools = ctl_run_pools(c);
         rc = ctl_agree_on_pool(c, pools, e);
@@ -249,7 +251,7 @@ static int find_detached(struct ctl *c, char ret_id[ID_MAX], struct err *e) {
         c->exit_code = 1; /* 3 says something else here */
     if (rc < 0)
         return rc;
-    if (control_is_live(c->config.run_dir, target.id))
+    if (ctl_daemon_is_live(c, target.id))
         return err_set(e, -ERR_IN_USE,
                        "'%s' is no device of this node, but portalbd serve has it open here",
                        c->argv[0]);
@@ -277,6 +279,8 @@ int ctl_detach(struct ctl *c, struct err *e) {
             rc = ctl_ask_info(c, &agent, e);
         if (rc == 0)
             rc = ctl_find_attached(c, c->argv[0], id, e);
+        if (rc == 0)
+            rc = ctl_check_store_of(c, id, e);
         if (rc == 0)
             rc = let_go(c, id, e);
     } else {

@@ -2,6 +2,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/fiber.h"
 #include "common/mem.h"
@@ -55,8 +56,12 @@ int ctl_need_pool(struct ctl *c, struct err *e) {
     struct pool_record record;
     struct pool_create any = {.allow_other_cluster = true};
     rc = catalog_pool_check(c->catalog, &any, &record, e);
-    if (rc == 0)
+    if (rc == 0) {
+        memcpy(c->run_pool.name, c->pool.name, sizeof c->run_pool.name);
+        random_id_to_hex(&record.uuid, c->run_pool.uuid);
+        c->run_pool.where = c->pool.where;
         pool_record_release(&record);
+    }
     if (c->command != POOL_DELETE)
         return rc;
     if (rc == -ERR_NOT_FOUND)
@@ -80,11 +85,73 @@ int ctl_find_snapshot(struct ctl *c, const char *name, struct snapshot_info *ret
                                         : catalog_snapshot_find(c->catalog, name, ret, e);
 }
 
+/* --- the run folder --- */
+
+static int hold_run_dir(const struct ctl *c, int *ret_fd, struct err *e) {
+    *ret_fd = -1;
+    return c->run_pool.uuid[0] ? run_pool_hold(c->config.run_dir, &c->run_pool, ret_fd, e) : 0;
+}
+
+static void let_run_dir_go(int fd) {
+    if (fd >= 0)
+        close(fd);
+}
+
+bool ctl_run_dir_is_ours(const struct ctl *c) {
+    int fd;
+    int rc = hold_run_dir(c, &fd, NULL);
+    let_run_dir_go(fd);
+    return rc != -ERR_NOT_FOUND;
+}
+
+bool ctl_daemon_is_live(const struct ctl *c, const char *id) {
+    return ctl_run_dir_is_ours(c) && control_is_live(c->config.run_dir, id);
+}
+
+int ctl_check_store_of(struct ctl *c, const char *id, struct err *e) {
+    const struct pool_options *o = &c->config.pool;
+    struct parsed_id parsed;
+    if (!o->store || id_parse(&parsed, id, NULL) < 0)
+        return 0;
+    CLEANUP_FREE char *where = pool_where(o->store, o->endpoint);
+    if (run_pool_is_at(c->config.run_dir, parsed.pool, where))
+        return 0;
+    memcpy(c->wanted_pool, parsed.pool, sizeof c->wanted_pool);
+    int rc = ctl_need_pool(c, e);
+    if (rc < 0)
+        return rc;
+    int fd;
+    rc = hold_run_dir(c, &fd, e);
+    let_run_dir_go(fd);
+    if (rc == -ERR_NOT_FOUND)
+        e->code = rc = -ERR_IN_USE;
+    return rc;
+}
+
 int ctl_ask(struct ctl *c, const char *volume, const char *verb, json_t *args, json_t **ret,
             struct err *e) {
-    int rc = control_call(c->config.run_dir, volume, verb, args, c->config.timeout_us, ret, e);
+    int fd;
+    int rc = hold_run_dir(c, &fd, e);
+    if (rc == 0)
+        rc = control_call(c->config.run_dir, volume, verb, args, c->config.timeout_us, ret, e);
+    let_run_dir_go(fd);
     json_decref(args);
     return rc;
+}
+
+/* Which pool's volumes the options mean; NULL: any. */
+static const char *pool_of_options(const struct ctl *c) {
+    const struct pool_options *o = &c->config.pool;
+    return o->pool ? o->pool : o->store ? POOL_NAME_DEFAULT : NULL;
+}
+
+static bool is_meant(const struct ctl *c, const char *id, const char *name) {
+    struct parsed_id parsed;
+    const char *pool = pool_of_options(c);
+    if (!ctl_is_named(id, name))
+        return false;
+    return !pool || strcmp(id, name) == 0 ||
+           (id_parse(&parsed, id, NULL) == 0 && strcmp(parsed.pool, pool) == 0);
 }
 
 bool ctl_find_daemon(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
@@ -94,7 +161,7 @@ bool ctl_find_daemon(struct ctl *c, const char *name, char ret_id[ID_MAX]) {
     if (control_list(c->config.run_dir, &ids, &count, NULL) < 0)
         return false;
     for (size_t i = 0; i < count; i++) {
-        if (!found && ctl_is_named(ids[i], name) && control_is_live(c->config.run_dir, ids[i])) {
+        if (!found && is_meant(c, ids[i], name) && control_is_live(c->config.run_dir, ids[i])) {
             memcpy(ret_id, ids[i], strlen(ids[i]) + 1);
             found = true;
         }

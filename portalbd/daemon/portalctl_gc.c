@@ -6,7 +6,6 @@
  *   deleted ones, pins, old records            a pass of the background job
  */
 #include "portalbd/catalog/background.h"
-#include "portalbd/control/client.h"
 #include "portalbd/daemon/portalctl_internal.h"
 
 struct gc_total {
@@ -33,9 +32,8 @@ static int ask_daemon(struct ctl *c, const char *id, struct volume_maintained *r
 
 static int collect(struct ctl *c, const char *id, struct gc_total *t, struct err *e) {
     struct volume_maintained m = {0};
-    int rc = control_is_live(c->config.run_dir, id)
-                 ? ask_daemon(c, id, &m, e)
-                 : catalog_volume_maintain(c->catalog, id, &m, e);
+    int rc = ctl_daemon_is_live(c, id) ? ask_daemon(c, id, &m, e)
+                                       : catalog_volume_maintain(c->catalog, id, &m, e);
     if (rc < 0)
         return rc;
     t->collected++;

@@ -14,6 +14,7 @@
 #include "common/options.h"
 #include "portalbd/catalog/catalog.h"
 #include "portalbd/daemon/pool.h"
+#include "portalbd/daemon/run_pool.h"
 
 struct ctl_config {
     struct pool_options pool;
@@ -82,6 +83,7 @@ struct ctl {
     struct err refused; /* by the store, in a way that waiting does not heal */
     struct pool pool;
     struct catalog *catalog;         /* of pool */
+    struct run_pool run_pool;        /* the same, for run folders; uuid "": it is not open */
     char wanted_pool[POOL_NAME_MAX]; /* that an id names; "": the options alone say */
     json_t *result;                  /* an object, or an array of them */
     const char *only;                /* the member of result that a table consists of; NULL: all */
@@ -132,7 +134,16 @@ int ctl_find_volume(struct ctl *c, const char *name, struct volume_info *ret, st
 int ctl_find_snapshot(struct ctl *c, const char *name, struct snapshot_info *ret, struct err *e);
 /* The id of what a daemon of this node serves, by id or name: works without the store. */
 bool ctl_find_daemon(struct ctl *c, const char *name, char ret_id[ID_MAX]);
-/* Asks the daemon of a volume; releases args, which may be NULL. */
+/* Our pool is open: does a daemon of the run folder serve this volume of it? Never when the run
+ * folder is that of another pool of this name, whose ids may be the same. */
+bool ctl_daemon_is_live(const struct ctl *c, const char *id);
+/* Is the run folder that of our open pool, or nobody's? */
+bool ctl_run_dir_is_ours(const struct ctl *c);
+/* fiber. Something of the run folder was found by name, without the store. Is it what --store says,
+ * if that is given? Asks the store only when it is called otherwise there. -ERR_IN_USE. */
+int ctl_check_store_of(struct ctl *c, const char *id, struct err *e);
+/* Asks the daemon of a volume; releases args, which may be NULL. -ERR_NOT_FOUND also when the run
+ * folder is that of another pool of this name. */
 int ctl_ask(struct ctl *c, const char *volume, const char *verb, json_t *args, json_t **ret,
             struct err *e);
 

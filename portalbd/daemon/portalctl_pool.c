@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "common/mem.h"
-#include "portalbd/control/client.h"
 #include "portalbd/daemon/portalctl_internal.h"
 
 int ctl_pool_create_or_check(struct ctl *c, struct err *e) {
@@ -76,7 +75,7 @@ static int check_volume_unused(struct ctl *c, const struct volume_info *v, struc
                        "volume '%s' of pool '%s' is published to node '%s': detach it there, or "
                        "stop what serves it",
                        r->name, c->pool.name, r->node);
-    if (control_is_live(c->config.run_dir, v->id))
+    if (ctl_daemon_is_live(c, v->id))
         return err_set(e, -ERR_IN_USE,
                        "volume '%s' of pool '%s' is served on this node: stop portalbd serve, or "
                        "detach it",

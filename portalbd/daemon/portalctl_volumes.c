@@ -2,7 +2,6 @@
 #include <string.h>
 
 #include "common/mem.h"
-#include "portalbd/control/client.h"
 #include "portalbd/daemon/portalctl_internal.h"
 
 /* --- things as JSON --- */
@@ -196,7 +195,7 @@ int ctl_volume_show(struct ctl *c, struct err *e) {
 /* A device's agent grows it, too; other daemons have no device. */
 static int ask_to_grow(struct ctl *c, const char *id, uint64_t size, json_t **ret, struct err *e) {
     int rc = -ERR_NOT_FOUND;
-    if (ctl_agent_is_live(c))
+    if (ctl_run_dir_is_ours(c) && ctl_agent_is_live(c))
         rc = ctl_agent_ask(c, "grow",
                            json_pack("{s:s,s:I}", "volume", id, "size_bytes", (json_int_t)size),
                            c->config.timeout_us, ret, e);
@@ -244,7 +243,7 @@ int ctl_volume_delete(struct ctl *c, struct err *e) {
     int rc = ctl_find_volume(c, c->argv[0], &info, e);
     if (rc < 0)
         return rc;
-    if (!c->config.force && control_is_live(c->config.run_dir, info.id))
+    if (!c->config.force && ctl_daemon_is_live(c, info.id))
         rc = err_set(e, -ERR_IN_USE, "volume '%s' is served on this node; --force deletes it",
                      c->argv[0]);
     else
@@ -343,7 +342,7 @@ static int may_restore(struct ctl *c, const struct snapshot_info *s, struct err 
     ctl_format_time(s->record.created_ms, when, sizeof when);
     if (v.record.node[0]) /* the catalog refuses, and says what to do */
         rc = 0;
-    else if (control_is_live(c->config.run_dir, s->source_id))
+    else if (ctl_daemon_is_live(c, s->source_id))
         rc = err_set(e, -ERR_IN_USE,
                      "volume '%s' is served on this node: stop portalbd serve, or detach it",
                      v.record.name);

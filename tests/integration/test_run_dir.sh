@@ -30,10 +30,12 @@ ctl_exits() { # code, pool, arguments of portalctl
     exits "$1" portalctl --store "file://$WORK/$2" --run-dir "$run" --timeout 20s "${@:3}" </dev/null
 }
 refused() { # pool, what stands in the way, more options: it does not start, and names both stores
+    local words
     serving "$1" "${@:3}"
     exits 1 "${COMMAND[@]}"
-    grep -q "file://$WORK/one.*file://$WORK/two\|file://$WORK/two.*file://$WORK/one" "$WORK/err" &&
-        grep -q -- "--pool" "$WORK/err" && grep -q "$2" "$WORK/err" || fail "unclear: $(cat "$WORK/err")"
+    for words in "file://$WORK/one" "file://$WORK/two" "--pool" "$2"; do
+        grep -qF -e "$words" "$WORK/err" || fail "unclear, without $words: $(cat "$WORK/err")"
+    done
 }
 io() { # pool, volume, qemu-io commands
     local commands=() command
@@ -67,12 +69,13 @@ id=$(ctl one -o json volume show v | jq -r .id)
 
 step "a write in the journal of a daemon that was killed: the other pool does not get there"
 serve one
-[ "$(stat -c %a "$run/pool-default")" = 644 ] && [ "$(owner "$run")" = "$(uuid one)" ] || fail "whose is $run?"
+[ "$(stat -c %a "$run/pool-default") $(owner "$run")" = "644 $(uuid one)" ] || fail "whose is $run?"
 refused two 'a daemon of it runs'
 die_with_write one
 refused two "$id.journal"
 exits 1 portalbd attach --store "file://$WORK/two" --run-dir "$run" --state-dir "$WORK/state" --volume "$id"
-[ -e "$run/journals/$id.journal" ] && [ ! -e "$WORK/state/set-aside" ] || fail "the journal was taken away"
+[ -e "$run/journals/$id.journal" ] || fail "the journal was taken away"
+[ ! -e "$WORK/state/set-aside" ] || fail "the journal was set aside"
 
 step "another name is in nobody's way"
 serve two --pool other
@@ -109,6 +112,55 @@ ctl one volume create v --size 4M >/dev/null
 serve one
 [ "$(owner "$run")" = "$(uuid one)" ] || fail "$run is still the old pool's"
 io one v 'read -P 0 0 4M'
+stop "$DAEMON"
+
+step "commands for a pool whose run folder this is not: the store is enough"
+json() { ctl "$@" -o json; }
+for pool in one two; do ctl $pool volume create x --size 4M >/dev/null; done
+serve one
+io one x 'write -P 7 0 64k' flush
+ctl_exits 0 two snapshot create x s
+[ "$(json two snapshot list | jq -c '[.[].name]')" = '["x@s"]' ] || fail "the snapshot is not in the second pool"
+[ "$(json one snapshot list)" = '[]' ] || fail "the snapshot is in the first pool"
+ctl_exits 0 two volume grow x 8M
+[ "$(json two volume show x | jq .size_bytes)/$(json one volume show x | jq .size_bytes)" = 8388608/4194304 ] ||
+    fail "the wrong volume grew"
+ctl_exits 0 two volume clone x copy
+ctl_exits 0 two gc x
+ctl_exits 0 two snapshot restore x@s --yes
+ctl_exits 0 two volume delete x
+[ "$(json two volume list | jq -c '[.[].name] | sort')" = '["copy","v"]' ] || fail "the volume was not deleted"
+ctl_exits 5 one volume delete x # its own is served
+ctl_exits 0 one snapshot create x own
+
+step "commands that only a daemon can answer, or attach: refused with both stores' names"
+for command in "status x" "stats x" "flush x" "attach copy"; do
+    # shellcheck disable=SC2086
+    ctl_exits 5 two $command
+    grep -q "file://$WORK/one.*file://$WORK/two" "$WORK/err" || fail "unclear: $(cat "$WORK/err")"
+done
+[ ! -e "$run/pools.conf" ] || fail "an agent was told of the second pool"
+ctl_exits 0 one status x
+ctl_exits 0 one flush x
+exits 0 portalctl --run-dir "$run" flush x # nothing is said of a store
+ln -s one "$WORK/same"
+ctl_exits 0 same flush x # the same pool by another path
+ctl_exits 3 none flush none
+mv "$WORK/one" "$WORK/away"
+ctl_exits 0 one status x # the store need not answer
+mv "$WORK/away" "$WORK/one"
+stop "$DAEMON"
+
+step "daemons of two pools of different names, one run folder, volumes of one name"
+serve one
+serving two --pool other
+start two "${COMMAND[@]}"
+wait_for 10 connects "$WORK/two.sock"
+for pool in one two; do io $pool v 'read 0 4k'; done
+status() { portalctl --run-dir "$run" -o json "$@" status v | jq -r .volume; }
+[[ $(status --pool other) == *.other && $(status --pool default) == *.default ]] || fail "--pool does not tell them apart"
+[[ $(status --store "file://$WORK/one") == *.default ]] || fail "--store does not tell them apart"
+stop "$PID"
 stop "$DAEMON"
 
 step "two at once: one of them"
