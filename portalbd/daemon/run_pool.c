@@ -78,7 +78,8 @@ static int write_owner(const char *path, const struct run_pool *p, struct err *e
     json_t *j = json_pack("{s:s,s:s}", "uuid", p->uuid, "store", p->where);
     char *json = j ? json_dumps(j, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
     json_decref(j);
-    CHECK(json); /* URLs are plain text */
+    if (!json)
+        return err_set(e, -ERR_INVALID, "the store's URL is not a text in UTF-8");
     CLEANUP_FREE char *line = xasprintf("%s\n", json);
     free(json);
     (void)unlink(temporary); /* of somebody who was killed; we have the folder's lock */
