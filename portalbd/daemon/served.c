@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -58,8 +59,9 @@ bool served_is_left_over(const struct served_config *config, const char *id) {
     if (fd < 0)
         return false;
     ssize_t n = read(fd, who, sizeof who - 1);
+    bool is_held = flock(fd, LOCK_SH | LOCK_NB) < 0; /* by one that lives */
     close(fd);
-    return n > 0 && strcmp(who, config->command) == 0;
+    return n > 0 && strcmp(who, config->command) == 0 && !is_held;
 }
 
 /* --- the gate --- */

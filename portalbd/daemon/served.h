@@ -88,7 +88,7 @@ int served_prepare(const struct served_config *config, const struct served_targe
                    struct served **ret, struct err *e);
 int served_start(struct served *s, const struct served_target *target, struct err *e); /* fiber */
 
-/* Had a daemon of the same command (serve, attach) the volume last? It may have it still. */
+/* Had a daemon of the same command (serve, attach) the volume last, which does not run any more? */
 bool served_is_left_over(const struct served_config *config, const char *id);
 
 /* Of locks and journals: made when they are not there; files can be made in them. */
