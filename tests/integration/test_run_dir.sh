@@ -106,7 +106,7 @@ stop "$DAEMON"
 step "a pool that is deleted and made again"
 serve one
 die_with_write one
-ctl one pool delete --yes >/dev/null
+ctl one pool delete --yes --force >/dev/null
 ctl one pool create >/dev/null
 ctl one volume create v --size 4M >/dev/null
 serve one
